@@ -1,0 +1,1 @@
+"""Training of chain-of-thought reasoners with variance-minimising rollout budgets, in JAX."""

@@ -1,0 +1,42 @@
+"""Packaging of gvm_jax: dependencies and extras."""
+
+import pathlib
+
+import setuptools
+
+setuptools.setup(
+    name="gvm_jax",
+    version="0.1.0",
+    description="GVM in JAX: train chain-of-thought reasoners with variance-minimising rollout budgets.",
+    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["gvm_jax", "gvm_jax.*"]),
+    install_requires=[
+        "absl-py",
+        "datasets",
+        "flax>=0.12",
+        "grain",
+        "jax>=0.10",
+        "jinja2",
+        "jaxtyping",
+        "math-verify>=0.9",
+        "matplotlib",
+        "ml-collections",
+        "numpy",
+        "optax",
+        "orbax-checkpoint>=0.12",
+        "pebble>=5.1",
+        "rich",
+        "safetensors",
+        "sympy",
+        "tensorboardX",
+        "transformers>=5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "test": ["hypothesis", "pytest", "ruff"],
+    },
+)
