@@ -1,0 +1,108 @@
+"""Every field of a run with its meaning and default; the other files in this folder change some of them.
+
+Override a field on the command line as `--config.section.field=value`. Unknown fields are refused and values are
+checked before any device is touched (`gvm_jax/config.py`).
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The defaults: the paper's settings (arXiv 2505.02391, section 4) where it gives one."""
+    config = ConfigDict()
+    config.seed = 0  # of the prompt order, of every sampled token and of the mini-batch shuffle
+    config.steps = 100  # training steps; one step = one batch of prompts
+    config.prompts_per_step = 1024  # prompts drawn from the data set for a step
+    config.rollouts_per_step = 8192  # the budget: samples of a step over all its prompts, pilots included
+
+    config.model = ConfigDict()
+    config.model.path = ""  # Hugging Face folder or hub name of a Qwen2.5 model
+    config.model.compute_dtype = "auto"  # float32 | bfloat16 | auto (bfloat16 where the device computes it faster)
+    config.model.remat = True  # recompute a layer's activations in the backward pass instead of keeping them
+
+    config.data = ConfigDict()
+    config.data.path = ""  # hub name, a .json/.jsonl/.parquet file or a folder of them, or builtin:arithmetic
+    config.data.subset = ""  # the hub data set's configuration name ("main" for openai/gsm8k); "" = its default
+    config.data.split = "train"  # split to train on
+    config.data.problem_column = "problem"  # column with the problem's text
+    config.data.answer_column = "answer"  # column with the reference answer
+    config.data.answer_after = ""  # keep only the answer's text after the last such mark ("####" for GSM8K)
+    config.data.system_prompt = "Please reason step by step, and put your final answer within \\boxed{}."
+    config.data.user_template = (  # {problem} is replaced by the problem's text
+        "{problem} Let's think step by step and output the final answer within \\boxed{}."
+    )
+    config.data.max_prompt_tokens = 1024  # longer prompts are dropped, counted and reported
+
+    config.evaluation = ConfigDict()
+    config.evaluation.path = ""  # held-out data, named as data.path is; "" = no evaluation in training
+    config.evaluation.subset = ""  # as data.subset
+    config.evaluation.split = "test"  # split to evaluate on
+    config.evaluation.prompts = 256  # the first so many rows
+    config.evaluation.every = 10  # steps between evaluations; step 0 and the last step are evaluated too
+    config.evaluation.temperature = 1.0  # 0 = greedy
+
+    config.rollout = ConfigDict()
+    config.rollout.max_new_tokens = 3072  # response tokens, stop token included
+    config.rollout.temperature = 1.0  # of the policy that is sampled and trained
+    config.rollout.top_p = 1.0  # nucleus sampling; 1 = off
+    config.rollout.top_k = 0  # sample among the k likeliest tokens; 0 = off
+    config.rollout.stop_tokens = ()  # texts of stop tokens; () = what the model's generation config and tokenizer name
+    config.rollout.slots = 64  # sequences decoded at once
+    config.rollout.page_size = 64  # tokens in a page of the KV cache
+    config.rollout.pages = 0  # pages in the KV cache; 0 = as many as the slots can ever need
+    config.rollout.block_steps = 16  # decode steps between two looks of the host at the slots
+    config.rollout.prefill_batch = 8  # prompts prefilled at once
+    config.rollout.prefill_chunk = 128  # prompt tokens prefilled at once
+    config.rollout.attention = "xla"  # backend of paged attention
+
+    config.rewards = ConfigDict()
+    config.rewards.workers = 0  # grader processes; 0 = one per CPU core
+    config.rewards.deadline_seconds = 5.0  # a slower answer counts as a timeout and its worker is replaced
+    config.rewards.max_failure_rate = 0.2  # verifier errors and timeouts per rollout above which the run stops
+
+    config.allocation = ConfigDict()
+    config.allocation.strategy = "gvm"  # uniform | gvm
+    config.allocation.mode = "online"  # online: statistics of earlier visits; pilot: sample pilot_samples first
+    config.allocation.pilot_samples = 4  # samples of each prompt before its allocation, in pilot mode
+    config.allocation.pilot_weight = 0.5  # λ of the estimate λ·pilot + (1-λ)·fresh, in pilot mode
+    config.allocation.min_samples = 1  # floor of a prompt's (fresh) samples; at least 1: no prompt is dropped
+    config.allocation.max_samples = 0  # cap of a prompt's (fresh) samples; 0 = none
+    config.allocation.alpha = 1e-3  # α of Prop. 1: damps prompts that are hardly ever solved
+    config.allocation.beta = 2.0  # β of Prop. 1
+    config.allocation.accept_rate_prior = 2.0  # pseudo-samples that pull an accept rate to the population's mean
+    config.allocation.gradient_norm_prior = 2.0  # pseudo-samples that pull a log gradient norm to the population's mean
+    config.allocation.decay = 0.9  # factor on a prompt's earlier statistics at each new visit
+
+    config.gradient_norms = ConfigDict()
+    config.gradient_norms.parameters = "embed_tokens"  # regular expression searched in the parameters' paths
+    config.gradient_norms.chunk = 1  # samples whose gradients are held at once
+    config.gradient_norms.max_samples = 0  # accepted samples measured a step, spread over prompts; 0 = all
+
+    config.objective = ConfigDict()
+    config.objective.algorithm = "raft_pp"  # raft | raft_pp | grpo
+    config.objective.weighting = "auto"  # log_likelihood | reward | token_mean | auto (by algorithm)
+    config.objective.clip_low = 0.2  # the importance ratio is clipped below 1 - clip_low
+    config.objective.clip_high = 0.2  # ... and above 1 + clip_high
+    config.objective.kl_coefficient = 0.0  # weight of the KL penalty to the initial model; 0 = none, no copy kept
+    config.objective.kl_estimator = "k3"  # k1 | k2 | k3
+
+    config.optimizer = ConfigDict()
+    config.optimizer.updates_per_step = 4  # optimizer updates, each on an equal share of the step's rollouts
+    config.optimizer.micro_batch = 8  # rollouts in one forward and backward pass
+    config.optimizer.learning_rate = 1e-6
+    config.optimizer.warmup_updates = 0  # linear warm-up to learning_rate, then constant
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.weight_decay = 0.01
+    config.optimizer.max_gradient_norm = 1.0  # global-norm clip
+    config.optimizer.logprob_chunk = 128  # response positions whose vocabulary logits are held at once
+
+    config.mesh = ConfigDict()
+    config.mesh.data = -1  # batch axis; -1 = the devices that the other axes leave
+    config.mesh.fsdp = 1  # batch axis that also shards parameters and optimizer state
+    config.mesh.tensor = 1  # shards heads, feed-forward and vocabulary
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too
+    config.checkpoint.keep = 2  # newest checkpoints kept
+    return config.lock()

@@ -1,0 +1,276 @@
+"""Rules that every field of a run's configuration must keep, and its form in `config.json`.
+
+`configs/default.py` says what a field means; `RULES` says what it may hold. Nothing here touches a device.
+"""
+
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+
+class ConfigError(ValueError):
+    """A config that cannot be run; the message names each field, what it holds and what it may hold."""
+
+
+class Rule(NamedTuple):
+    """What one field may hold, in words and as a test."""
+
+    allowed: str
+    holds: Callable[[Any], bool]
+
+
+def _integer(at_least: int, at_most: float = math.inf) -> Rule:
+    allowed = f"an integer >= {at_least}" + (f" and <= {at_most}" if at_most < math.inf else "")
+    # bool is an int in Python, but `steps = True` is a mistake.
+    return Rule(allowed, lambda value: type(value) is int and at_least <= value <= at_most)
+
+
+def _number(above: float = -math.inf, at_least: float = -math.inf, below: float = math.inf, at_most=math.inf) -> Rule:
+    bounds = ((">", above), (">=", at_least), ("<", below), ("<=", at_most))
+    allowed = "a number " + " and ".join(f"{sign} {bound:g}" for sign, bound in bounds if math.isfinite(bound))
+    return Rule(
+        allowed,
+        lambda value: type(value) in (int, float) and above < value < below and at_least <= value <= at_most,
+    )
+
+
+def _choice(*choices: str) -> Rule:
+    return Rule(" or ".join(map(repr, choices)), lambda value: value in choices)
+
+
+def _text(allowed: str, holds: Callable[[str], bool] = bool) -> Rule:
+    return Rule(allowed, lambda value: isinstance(value, str) and holds(value))
+
+
+def _is_regular_expression(text: str) -> bool:
+    try:
+        re.compile(text)
+    except re.error:
+        return False
+    return bool(text)
+
+
+def _are_texts(value: Any) -> bool:
+    return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
+
+
+_ANY_TEXT = _text("a text, or '' for none", lambda _: True)
+_NAME = _text("a name that is not empty")
+_DATA_SET = "a hub name, a .json/.jsonl/.parquet file or a folder of them, or builtin:arithmetic"
+_MESH_AXIS = Rule(
+    "an integer >= 1, or -1 for the devices that the other axes leave",
+    lambda value: type(value) is int and (value == -1 or value >= 1),
+)
+
+RULES: dict[str, Rule] = {
+    "seed": _integer(at_least=0, at_most=2**32 - 1),
+    "steps": _integer(at_least=1),
+    "prompts_per_step": _integer(at_least=1),
+    "rollouts_per_step": _integer(at_least=1),
+    "model.path": _text("a Hugging Face folder or hub name of a Qwen2.5 model"),
+    "model.compute_dtype": _choice("auto", "bfloat16", "float32"),
+    "model.remat": Rule("True or False", lambda value: isinstance(value, bool)),
+    "data.path": _text(_DATA_SET),
+    "data.subset": _ANY_TEXT,
+    "data.split": _NAME,
+    "data.problem_column": _NAME,
+    "data.answer_column": _NAME,
+    "data.answer_after": _ANY_TEXT,
+    "data.system_prompt": _ANY_TEXT,
+    "data.user_template": _text("a text with {problem} in it", lambda text: "{problem}" in text),
+    "data.max_prompt_tokens": _integer(at_least=1),
+    "evaluation.path": _text(f"{_DATA_SET}, or '' for no evaluation", lambda _: True),
+    "evaluation.subset": _ANY_TEXT,
+    "evaluation.split": _NAME,
+    "evaluation.prompts": _integer(at_least=1),
+    "evaluation.every": _integer(at_least=1),
+    "evaluation.temperature": _number(at_least=0),
+    "rollout.max_new_tokens": _integer(at_least=1),
+    "rollout.temperature": _number(above=0),
+    "rollout.top_p": _number(above=0, at_most=1),
+    "rollout.top_k": _integer(at_least=0),
+    "rollout.stop_tokens": Rule("a tuple of texts that are not empty", _are_texts),
+    "rollout.slots": _integer(at_least=1),
+    "rollout.page_size": _integer(at_least=1),
+    "rollout.pages": _integer(at_least=0),
+    "rollout.block_steps": _integer(at_least=1),
+    "rollout.prefill_batch": _integer(at_least=1),
+    "rollout.prefill_chunk": _integer(at_least=1),
+    "rollout.attention": _choice("xla"),
+    "rewards.workers": _integer(at_least=0),
+    "rewards.deadline_seconds": _number(above=0),
+    "rewards.max_failure_rate": _number(at_least=0, at_most=1),
+    "allocation.strategy": _choice("uniform", "gvm"),
+    "allocation.mode": _choice("online", "pilot"),
+    "allocation.pilot_samples": _integer(at_least=1),
+    "allocation.pilot_weight": _number(above=0, below=1),
+    "allocation.min_samples": _integer(at_least=1),
+    "allocation.max_samples": _integer(at_least=0),
+    "allocation.alpha": _number(at_least=0),
+    "allocation.beta": _number(above=0),
+    "allocation.accept_rate_prior": _number(at_least=0),
+    "allocation.gradient_norm_prior": _number(at_least=0),
+    "allocation.decay": _number(at_least=0, at_most=1),
+    "gradient_norms.parameters": _text("a regular expression", _is_regular_expression),
+    "gradient_norms.chunk": _integer(at_least=1),
+    "gradient_norms.max_samples": _integer(at_least=0),
+    "objective.algorithm": _choice("raft", "raft_pp", "grpo"),
+    "objective.weighting": _choice("log_likelihood", "reward", "token_mean", "auto"),
+    "objective.clip_low": _number(at_least=0, at_most=1),
+    "objective.clip_high": _number(at_least=0),
+    "objective.kl_coefficient": _number(at_least=0),
+    "objective.kl_estimator": _choice("k1", "k2", "k3"),
+    "optimizer.updates_per_step": _integer(at_least=1),
+    "optimizer.micro_batch": _integer(at_least=1),
+    "optimizer.learning_rate": _number(above=0),
+    "optimizer.warmup_updates": _integer(at_least=0),
+    "optimizer.b1": _number(at_least=0, below=1),
+    "optimizer.b2": _number(at_least=0, below=1),
+    "optimizer.weight_decay": _number(at_least=0),
+    "optimizer.max_gradient_norm": _number(above=0),
+    "optimizer.logprob_chunk": _integer(at_least=1),
+    "mesh.data": _MESH_AXIS,
+    "mesh.fsdp": _MESH_AXIS,
+    "mesh.tensor": _MESH_AXIS,
+    "checkpoint.every": _integer(at_least=1),
+    "checkpoint.keep": _integer(at_least=1),
+}
+
+
+def _rollouts_reach_the_floor(rollouts, prompts, mode, pilots, floor) -> str | None:
+    pilots = pilots if mode == "pilot" else 0
+    if rollouts >= prompts * (pilots + floor):
+        return None
+    share = "(allocation.pilot_samples + allocation.min_samples)" if pilots else "allocation.min_samples"
+    return (
+        f"rollouts_per_step = {rollouts}: must be >= prompts_per_step × {share} = "
+        f"{prompts * (pilots + floor)}; raise it or lower one of those"
+    )
+
+
+def _rollouts_fit_the_cap(rollouts, prompts, mode, pilots, cap) -> str | None:
+    pilots = pilots if mode == "pilot" else 0
+    if cap == 0 or rollouts <= prompts * (pilots + cap):
+        return None
+    share = "(allocation.pilot_samples + allocation.max_samples)" if pilots else "allocation.max_samples"
+    return (
+        f"rollouts_per_step = {rollouts}: must be <= prompts_per_step × {share} = {prompts * (pilots + cap)}; "
+        "lower it, raise the cap, or set allocation.max_samples to 0 for none"
+    )
+
+
+def _rollouts_split_evenly(rollouts, updates, micro_batch) -> str | None:
+    if rollouts % updates:
+        return (
+            f"rollouts_per_step = {rollouts}: must be divisible by optimizer.updates_per_step = {updates}, "
+            "so that every update sees an equal share; change either"
+        )
+    if (rollouts // updates) % micro_batch:
+        return (
+            f"optimizer.micro_batch = {micro_batch}: must divide the rollouts of one update, "
+            f"rollouts_per_step / optimizer.updates_per_step = {rollouts // updates}; set it to a divisor"
+        )
+    return None
+
+
+def _weighting_suits_the_algorithm(algorithm, weighting) -> str | None:
+    if (algorithm, weighting) != ("grpo", "log_likelihood"):
+        return None
+    return (
+        "objective.weighting = 'log_likelihood': weighs accepted samples only, but objective.algorithm = 'grpo' learns "
+        "from rejected ones too; use 'reward', 'token_mean' or 'auto'"
+    )
+
+
+def _one_axis_fills_the_mesh(*sizes) -> str | None:
+    if sizes.count(-1) <= 1:
+        return None
+    shown = ", ".join(f"mesh.{axis} = {size}" for axis, size in zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    return f"{shown}: at most one axis may be -1; give the others their number of devices"
+
+
+# Each is called with the values of its fields, in this order, once these keep their own rules.
+_CROSS_RULES: dict[Callable[..., str | None], tuple[str, ...]] = {
+    _rollouts_reach_the_floor: (
+        "rollouts_per_step",
+        "prompts_per_step",
+        "allocation.mode",
+        "allocation.pilot_samples",
+        "allocation.min_samples",
+    ),
+    _rollouts_fit_the_cap: (
+        "rollouts_per_step",
+        "prompts_per_step",
+        "allocation.mode",
+        "allocation.pilot_samples",
+        "allocation.max_samples",
+    ),
+    _rollouts_split_evenly: ("rollouts_per_step", "optimizer.updates_per_step", "optimizer.micro_batch"),
+    _weighting_suits_the_algorithm: ("objective.algorithm", "objective.weighting"),
+    _one_axis_fills_the_mesh: ("mesh.data", "mesh.fsdp", "mesh.tensor"),
+}
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The fields of a nested config by dotted name."""
+    fields = {}
+    for name, value in config.items():
+        if isinstance(value, Mapping | ConfigDict):
+            fields |= _flat(value, f"{prefix}{name}.")
+        else:
+            fields[prefix + name] = value
+    return fields
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks every field and what fields must hold together; touches no file and no device.
+
+    Raises:
+      ConfigError: with all problems, one a line.
+    """
+    fields = _flat(config)
+    broken = {name: f"{name}: missing; must be {rule.allowed}" for name, rule in RULES.items() if name not in fields}
+    for name, value in fields.items():
+        if name not in RULES:
+            broken[name] = f"{name} = {value!r}: unknown field; configs/default.py lists the known ones"
+        elif not RULES[name].holds(value):
+            broken[name] = f"{name} = {value!r}: must be {RULES[name].allowed}"
+    across = [
+        problem
+        for rule, names in _CROSS_RULES.items()
+        if broken.keys().isdisjoint(names) and (problem := rule(*(fields[name] for name in names)))
+    ]
+    problems = [*broken.values(), *across]
+    if problems:
+        raise ConfigError("\n  ".join(["the config cannot be run (set a field with --config.FIELD=VALUE):", *problems]))
+
+
+def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The fields that differ between two resolved configs, as "field: old -> new", in order of name."""
+    old, new, absent = _flat(old), _flat(new), object()
+
+    def show(value: Any) -> str:
+        return "(absent)" if value is absent else repr(value)
+
+    pairs = ((name, old.get(name, absent), new.get(name, absent)) for name in sorted(old.keys() | new.keys()))
+    return [f"{name}: {show(before)} -> {show(after)}" for name, before, after in pairs if before != after]
+
+
+def to_json(config: ConfigDict) -> str:
+    """The config as JSON text; equal configs give equal texts."""
+    return json.dumps(config.to_dict(), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def from_json(text: str) -> ConfigDict:
+    """The locked config that `to_json` wrote. JSON's arrays become the tuples they were."""
+
+    def tuples(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {name: tuples(item) for name, item in value.items()}
+        return tuple(map(tuples, value)) if isinstance(value, list) else value
+
+    return ConfigDict(tuples(json.loads(text))).lock()

@@ -1,0 +1,71 @@
+"""The devices of a run: the mesh over them, and the dtype they compute fastest."""
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from gvm_jax.config import ConfigError
+
+AXES = ("data", "fsdp", "tensor")
+
+
+def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> jax.sharding.Mesh:
+    """The mesh with axes ("data", "fsdp", "tensor") over all devices, or over the given ones.
+
+    Args:
+      mesh: the `mesh` section of the config: the size of each axis; -1 = the devices that the others leave.
+      devices: devices of all processes; default `jax.devices()`.
+
+    Raises:
+      ConfigError: where the sizes do not multiply to the number of devices: none idles unnoticed.
+    """
+    devices = jax.devices() if devices is None else devices
+    fixed = math.prod(mesh[axis] for axis in AXES if mesh[axis] != -1)
+    sizes = tuple(len(devices) // fixed if mesh[axis] == -1 else mesh[axis] for axis in AXES)
+    if math.prod(sizes) != len(devices):
+        shown = ", ".join(f"mesh.{axis} = {mesh[axis]}" for axis in AXES)
+        raise ConfigError(
+            f"{shown}: cannot be laid over {len(devices)} {devices[0].device_kind} device(s); the sizes must "
+            f"multiply to {len(devices)}, and one -1 takes what the others leave; set them with "
+            "--config.mesh.AXIS=SIZE"
+        )
+    # Auto: the compiler propagates shardings from the annotated arrays.
+    axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
+    return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+
+
+def _cpu_has_amx() -> bool:
+    """Whether the CPU multiplies bfloat16 matrices in hardware (Intel AMX); Linux only, False elsewhere."""
+    try:
+        return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text().split()
+    except OSError:
+        return False
+
+
+def resolve_compute_dtype(name: str) -> tuple[jnp.dtype, str]:
+    """The dtype that `model.compute_dtype` stands for on these devices, and one line that says why.
+
+    "auto" is bfloat16 on TPU and GPU. On a CPU it is bfloat16 only where that is the faster one: with AMX,
+    which XLA uses for bfloat16 from jax 0.12 on.
+    """
+    if name != "auto":
+        return jnp.dtype(name), f"{name}: model.compute_dtype asks for it"
+    backend = jax.default_backend()
+    if backend in ("tpu", "gpu"):
+        return jnp.dtype(jnp.bfloat16), f"bfloat16: auto on {backend}"
+    if jax.__version_info__ < (0, 12):
+        return jnp.dtype(jnp.float32), f"float32: auto on {backend}; jax {jax.__version__} < 0.12 is slower in bfloat16"
+    if not _cpu_has_amx():
+        return jnp.dtype(jnp.float32), f"float32: auto on {backend} without AMX, which is slower in bfloat16"
+    return jnp.dtype(jnp.bfloat16), f"bfloat16: auto on {backend} with AMX"
+
+
+def describe_devices() -> str:
+    """One line for the log: devices, processes and the version of jax."""
+    devices = jax.devices()
+    kind = f"{devices[0].platform} ({devices[0].device_kind})"
+    return f"{len(devices)} × {kind}, {jax.process_count()} process(es), jax {jax.__version__}"

@@ -1,0 +1,161 @@
+"""The record of a run: JSON lines that a program reads, and TensorBoard for the eye.
+
+`metrics.jsonl` has one line a step, `{"step": 3, "reward": 0.25, ...}`; a table such as `allocation.jsonl`
+has one line a step too, with a list for each column. A non-finite number is `null`, since JSON has no NaN; it
+is read back as NaN.
+"""
+
+import json
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from tensorboardX import SummaryWriter
+
+
+def _plain(value: Any) -> int | float | None:
+    """A host scalar (Python's or numpy's) as JSON holds it."""
+    value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, Integral):
+        return int(value)
+    return float(value) if math.isfinite(value) else None
+
+
+def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
+    """The complete lines of a file, each with the offset of its end; a torn last line is left out."""
+    end = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            end += len(line)
+            try:
+                yield json.loads(line), end
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: not JSON; remove or repair the line") from error
+
+
+class MetricsWriter:
+    """Writes a run's scalars and tables under its workdir, so that no step appears twice after a resume.
+
+    Args:
+      workdir: folder of the run; made if missing.
+      resume_step: the step the run resumes from: lines of later steps, and a torn last line, are dropped and
+        the others kept byte for byte. None = a run from its start: earlier lines are all dropped.
+      active: False on all processes but the first: nothing is touched.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None, active: bool = True) -> None:
+        self._workdir = pathlib.Path(workdir)
+        self._active = active
+        self._first_step = 0 if resume_step is None else resume_step + 1
+        self._files: dict[str, Any] = {}
+        if not active:
+            return
+        self._workdir.mkdir(parents=True, exist_ok=True)
+        self._open("metrics")
+        self._tensorboard = SummaryWriter(
+            str(self._workdir / "tensorboard"),
+            purge_step=self._first_step,
+            flush_secs=30,
+            # A file is named by the second it was made in; a quick resume must not overwrite the one before.
+            filename_suffix=f".from_step_{self._first_step}",
+        )
+
+    def write(self, step: int, scalars: Mapping[str, Any], table: str = "metrics") -> None:
+        """Appends a step's line to `<table>.jsonl` and its scalars to TensorBoard.
+
+        Args:
+          step: number of the step; larger than that of the line before.
+          scalars: Python or numpy numbers by name; arrays on a device are fetched by the caller, all at once.
+          table: where to; other tables than `metrics` prefix their name to TensorBoard's.
+
+        Raises:
+          ValueError: for a step that is already written.
+        """
+        if not self._active:
+            return
+        self._append(table, step, {name: _plain(value) for name, value in scalars.items()})
+        prefix = "" if table == "metrics" else f"{table}/"
+        for name, value in scalars.items():
+            self._tensorboard.add_scalar(prefix + name, value, step)
+
+    def write_rows(self, table: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
+        """Appends a step's rows to `<table>.jsonl`, as one line with a list for each column.
+
+        Raises:
+          ValueError: for columns of different lengths, or a step that is already written.
+        """
+        if not self._active:
+            return
+        lengths = {name: len(column) for name, column in columns.items()}
+        if len(set(lengths.values())) > 1:
+            raise ValueError(f"{table}.jsonl, step {step}: columns must be of one length, found {lengths}")
+        self._append(table, step, {name: [_plain(value) for value in column] for name, column in columns.items()})
+
+    def close(self) -> None:
+        """Flushes and closes all files."""
+        if not self._active:
+            return
+        for file, _ in self._files.values():
+            file.close()
+        self._tensorboard.close()
+
+    def __enter__(self) -> "MetricsWriter":
+        """The writer itself; leaving the block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Closes all files."""
+        self.close()
+
+    def _open(self, name: str) -> None:
+        """Opens a file for appending, cut after the last line before the first step of this run."""
+        path = self._workdir / f"{name}.jsonl"
+        last_step, end = -1, 0
+        if path.exists():
+            for line, line_end in _lines(path):
+                if line["step"] >= self._first_step:
+                    break
+                last_step, end = line["step"], line_end
+            os.truncate(path, end)
+        self._files[name] = (path.open("a", encoding="utf-8"), last_step)
+
+    def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
+        if name not in self._files:
+            self._open(name)
+        file, last_step = self._files[name]
+        if step <= last_step:
+            raise ValueError(
+                f"{name}.jsonl: step {step} after step {last_step}; write a step once, with all its values"
+            )
+        file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
+        file.flush()
+        self._files[name] = (file, step)
+
+
+def read_rows(workdir: str | os.PathLike[str], table: str) -> list[dict[str, Any]]:
+    """The lines of `<table>.jsonl` in a run's workdir, `null` as NaN; a torn last line is left out.
+
+    Raises:
+      FileNotFoundError: where the workdir has no such file.
+      ValueError: for a line that is not JSON.
+    """
+    path = pathlib.Path(workdir) / f"{table}.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such file; name the --workdir of a run that has started")
+
+    def number(value: Any) -> Any:
+        if isinstance(value, list):
+            return [number(item) for item in value]
+        return math.nan if value is None else value
+
+    return [{name: number(value) for name, value in line.items()} for line, _ in _lines(path)]
+
+
+def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """The lines of `metrics.jsonl`: see `read_rows`."""
+    return read_rows(workdir, "metrics")

@@ -1,0 +1,90 @@
+"""What a person sees of a run: one line a step, and a table at its end."""
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import TextIO
+
+from rich.table import Table
+
+_HEADER_EVERY = 20
+_COLUMNS = {  # title: width
+    "step": 11,
+    "reward": 7,
+    "accept rate": 11,
+    "held-out": 8,
+    "rollouts": 11,
+    "tokens": 15,
+    "updates": 8,
+    "seconds": 8,
+}
+
+
+class ProgressPrinter:
+    """Prints one aligned line a step as plain text, the same in a terminal, a pipe and a log file.
+
+    Args:
+      steps: steps of the run.
+      active: False on all processes but the first: nothing is printed.
+      file: where to print; default standard output.
+    """
+
+    def __init__(self, steps: int, active: bool = True, file: TextIO | None = None) -> None:
+        self._steps = steps
+        self._active = active
+        self._file = file
+        self._lines = 0
+
+    def step(
+        self,
+        step: int,
+        *,
+        reward: float | None = None,
+        accept_rate: float | None = None,
+        held_out_accuracy: float | None = None,
+        rollouts: int,
+        tokens: int,
+        updates: int,
+        seconds: float,
+    ) -> None:
+        """Prints a step's line, under a header every 20 lines.
+
+        Args:
+          step: number of the step.
+          reward: mean reward of its rollouts; None = no rollouts (step 0 is only evaluated), a blank.
+          accept_rate: accepted samples per rollout; None = a blank.
+          held_out_accuracy: accuracy of the evaluation at this step; None = no evaluation, a blank.
+          rollouts: rollouts since the start of the run.
+          tokens: sampled tokens since the start of the run.
+          updates: optimizer updates since the start of the run.
+          seconds: duration of the step.
+        """
+        if not self._active:
+            return
+        cells = (
+            f"{step}/{self._steps}",
+            *("" if value is None else f"{value:.3f}" for value in (reward, accept_rate, held_out_accuracy)),
+            f"{rollouts:,}",
+            f"{tokens:,}",
+            f"{updates:,}",
+            f"{seconds:.1f}",
+        )
+        if self._lines % _HEADER_EVERY == 0:
+            self._print(tuple(_COLUMNS))
+        self._lines += 1
+        self._print(cells)
+
+    def _print(self, cells: Sequence[str]) -> None:
+        line = " ".join(cell.rjust(width) for cell, width in zip(cells, _COLUMNS.values(), strict=True))
+        # Looked up at each call, so that a redirected standard output is honoured. Flushed: a pipe buffers.
+        print(line, file=self._file or sys.stdout, flush=True)
+
+
+def final_table(rows: Sequence[Mapping[str, object]], title: str = "") -> Table:
+    """A table for `rich.print`: a row a mapping, the first one's keys as columns, missing values blank."""
+    table = Table(title=title)
+    columns = list(rows[0]) if rows else []
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="right" if index else "left")
+    for row in rows:
+        table.add_row(*(str(row.get(column, "")) for column in columns))
+    return table

@@ -1,0 +1,213 @@
+"""A state comes back with its types, bits and shardings, and a workdir belongs to one run."""
+
+import os
+import subprocess
+import sys
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from configs import default
+from gvm_jax.config import ConfigError, from_json
+from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
+
+
+@flax.struct.dataclass
+class State:
+    params: dict
+    model: nnx.State
+    optimizer: optax.OptState
+    step: jax.Array
+
+
+def make_state() -> State:
+    keys = jax.random.split(jax.random.key(0), 2)
+    params = {
+        "layers": {"kernel": jax.random.normal(keys[0], (8, 4)), "bias": jnp.array([jnp.nan, -0.0, 1e-40])},
+        "embed": jax.random.normal(keys[1], (4, 2), jnp.bfloat16),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    _, opt_state = optimizer.update(jax.tree.map(jnp.ones_like, params), optimizer.init(params), params)
+    model = nnx.state(nnx.Linear(3, 2, rngs=nnx.Rngs(0)), nnx.Param)
+    return State(params, model, opt_state, jnp.uint32(2**31 + 3))
+
+
+def abstract(state, sharding=None):
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding or x.sharding), state)
+
+
+def bits(tree) -> list[tuple]:
+    return [(x.dtype.name, x.shape, np.asarray(x).tobytes()) for x in jax.tree.leaves(tree)]
+
+
+def test_a_state_comes_back_with_its_types_and_bits(tmp_path):
+    state = make_state()
+    extra = {"stream": {"epoch": 1, "position": 17}, "tokens": 2**40, "seconds": [0.1]}
+    checkpointer = Checkpointer(tmp_path, every=5, keep=2)
+    assert checkpointer.restore(abstract(state)) is None
+    assert checkpointer.save(5, state, extra)
+    checkpointer.close()
+
+    checkpointer = Checkpointer(tmp_path, every=5, keep=2)
+    restored, restored_extra, step = checkpointer.restore(abstract(state))
+    checkpointer.close()
+    assert jax.tree.structure(restored) == jax.tree.structure(state)
+    assert type(restored.model) is nnx.State and type(restored.optimizer) is type(state.optimizer)
+    assert bits(restored) == bits(state)
+    assert (restored_extra, step) == (extra, 5)
+
+
+def test_due_and_forced_steps_are_saved_and_the_newest_kept(tmp_path):
+    state = {"x": jnp.arange(3)}
+    checkpointer = Checkpointer(tmp_path, every=2, keep=2)
+    saved = [checkpointer.save(step, state, {"step": step}) for step in range(1, 7)]
+    assert saved == [False, True, False, True, False, True]
+    assert checkpointer.save(7, state, {"step": 7}, force=True)
+    assert not checkpointer.save(7, state, {"step": 7}, force=True)
+    checkpointer.wait()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["6", "7"]
+    _, extra, step = checkpointer.restore(abstract(state))
+    assert (extra, step) == ({"step": 7}, 7)
+    checkpointer.close()
+
+
+def test_a_saved_state_may_be_donated_at_once(tmp_path):
+    state = {"x": jnp.zeros((2000, 1000))}
+    advance = jax.jit(lambda state: {"x": state["x"] + 1}, donate_argnums=0)
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1)
+    checkpointer.save(1, state, {})
+    for _ in range(5):
+        state = advance(state)
+    checkpointer.wait()
+    restored, _, _ = checkpointer.restore(abstract(state))
+    checkpointer.close()
+    assert not np.asarray(restored["x"]).any()
+
+
+def test_a_checkpoint_that_was_being_written_is_not_seen(tmp_path):
+    state = {"x": jnp.arange(3)}
+    checkpointer = Checkpointer(tmp_path, every=1, keep=5)
+    checkpointer.save(1, state, {})
+    checkpointer.close()
+    torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-123"
+    torn.mkdir()
+    checkpointer = Checkpointer(tmp_path, every=1, keep=5)
+    assert checkpointer.restore(abstract(state))[2] == 1
+    checkpointer.save(2, state, {})
+    checkpointer.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+
+
+def test_a_state_of_another_layout_is_refused_with_what_differs(tmp_path):
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1)
+    checkpointer.save(1, {"a": jnp.zeros(3), "b": jnp.zeros(3), "c": jnp.zeros(3)}, {})
+    expected = {"a": jnp.zeros(3, jnp.bfloat16), "b": jnp.zeros(4), "d": jnp.zeros(3)}
+    with pytest.raises(ValueError, match="another --workdir") as raised:
+        checkpointer.restore(abstract(expected))
+    checkpointer.close()
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [
+        "['a']: 'float32[3]' -> 'bfloat16[3]'",
+        "['b']: 'float32[3]' -> 'float32[4]'",
+        "['c']: 'float32[3]' -> (absent)",
+        "['d']: (absent) -> 'float32[3]'",
+    ]
+
+
+@pytest.mark.parametrize("extra", [{"position": (1, 2)}, {1: 2}, {"x": float("nan")}])
+def test_an_extra_that_would_come_back_changed_is_refused(tmp_path, extra):
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1)
+    with pytest.raises(ValueError):
+        checkpointer.save(1, {"x": jnp.zeros(1)}, extra)
+    checkpointer.close()
+
+
+FOUR_DEVICES = """
+import sys
+import jax, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+from gvm_jax.runtime.checkpoint import Checkpointer
+from gvm_jax.runtime.mesh import make_mesh
+
+mesh = make_mesh(ConfigDict(dict(data=1, fsdp=4, tensor=1)))
+split = NamedSharding(mesh, PartitionSpec("fsdp"))
+everywhere = NamedSharding(mesh, PartitionSpec())
+state = {
+    "kernel": jax.ShapeDtypeStruct((8, 4), np.float32, sharding=split),
+    "step": jax.ShapeDtypeStruct((), np.int32, sharding=everywhere),
+}
+restored, _, step = Checkpointer(sys.argv[1], every=1, keep=1).restore(state)
+assert restored["kernel"].sharding == split and restored["step"].sharding == everywhere
+assert {shard.data.shape for shard in restored["kernel"].addressable_shards} == {(2, 4)}
+np.save(sys.argv[2], np.asarray(restored["kernel"]))
+print(step, restored["step"])
+"""
+
+
+def test_a_state_is_restored_onto_another_mesh(tmp_path):
+    state = {"kernel": jax.random.normal(jax.random.key(1), (8, 4)), "step": jnp.int32(9)}
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1)
+    checkpointer.save(3, state, {})
+    checkpointer.close()
+    environment = {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", FOUR_DEVICES, str(tmp_path), str(tmp_path / "kernel.npy")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout == "3 9\n"
+    assert bits(np.load(tmp_path / "kernel.npy")) == bits(state["kernel"])
+
+
+def test_a_fresh_workdir_gets_the_resolved_config(tmp_path):
+    config = default.get_config()
+    claim_workdir(tmp_path / "new" / "run", config)
+    claim_workdir(tmp_path / "new" / "run", config)
+    assert os.listdir(tmp_path / "new" / "run") == ["config.json"]
+    assert from_json((tmp_path / "new" / "run" / "config.json").read_text()) == config
+
+
+def test_another_runs_workdir_is_refused_with_the_fields_that_differ(tmp_path):
+    claim_workdir(tmp_path, default.get_config())
+    other = default.get_config()
+    other.seed, other.steps, other.rollout.top_p, other.evaluation.prompts = 1, 7, 0.5, 3
+    with pytest.raises(ConfigError, match="another --workdir") as raised:
+        claim_workdir(tmp_path, other)
+    assert [line.strip() for line in str(raised.value).splitlines()[1:]] == [
+        "evaluation.prompts: 256 -> 3",
+        "rollout.top_p: 1.0 -> 0.5",
+        "seed: 0 -> 1",
+    ]
+    assert from_json((tmp_path / "config.json").read_text()) == default.get_config()
+
+
+def test_a_resumed_run_may_change_its_length_and_record(tmp_path):
+    claim_workdir(tmp_path, default.get_config())
+    longer = default.get_config()
+    longer.steps, longer.checkpoint.every, longer.checkpoint.keep, longer.evaluation.every = 200, 5, 9, 5
+    longer.rewards.workers, longer.rewards.deadline_seconds, longer.rewards.max_failure_rate = 3, 9.0, 0.5
+    claim_workdir(tmp_path, longer)
+    assert from_json((tmp_path / "config.json").read_text()) == longer
+
+
+def test_a_workdir_that_cannot_be_checked_is_refused(tmp_path):
+    with pytest.raises(ConfigError, match=r"gs://bucket/run: .*gcsfuse"):
+        claim_workdir("gs://bucket/run", default.get_config())
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(ConfigError, match=r"config\.json: missing"):
+        claim_workdir(tmp_path, default.get_config())
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ConfigError, match=r"config\.json: not a run's config"):
+        claim_workdir(tmp_path, default.get_config())

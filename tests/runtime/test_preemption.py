@@ -1,0 +1,89 @@
+"""Real signals set the flag, the former handlers come back, and all processes stop at the same point."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+
+
+def test_sigterm_sets_the_flag_and_check_raises():
+    with StopSignal() as stop:
+        stop.check()
+        assert not stop.requested
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.requested
+        with pytest.raises(Preempted):
+            stop.check()
+
+
+def test_the_second_interrupt_is_immediate():
+    with StopSignal() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.requested
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_the_former_handlers_come_back():
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError), StopSignal():
+        assert signal.getsignal(signal.SIGTERM) != before[0]
+        raise RuntimeError
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+def test_the_exit_code_is_the_shells_for_sigterm():
+    assert EXIT_CODE == 128 + signal.SIGTERM
+
+
+# The second process alone gets the signal, so the first one can only know by asking.
+WORKER = """
+import os, signal, sys
+import jax
+from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+
+port, index = sys.argv[1], int(sys.argv[2])
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
+with StopSignal() as stop:
+    try:
+        for step in range(10):
+            if (step, index) == (3, 1):
+                os.kill(os.getpid(), signal.SIGTERM)
+            stop.check()
+    except Preempted:
+        print("stopped at", step, stop.requested)
+        sys.exit(EXIT_CODE)
+"""
+
+
+def test_all_processes_stop_at_the_same_point():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(port), str(index)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index in range(2)
+    ]
+    try:
+        outputs = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], outputs
+    last_lines = [out.splitlines()[-1] for out, _ in outputs]
+    assert last_lines == ["stopped at 3 False", "stopped at 3 True"]
