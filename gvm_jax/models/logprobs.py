@@ -1,0 +1,56 @@
+"""The one log-probability of the project: sampling, training, the reference model and gradient norms use it.
+
+log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and T the sampling temperature.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from gvm_jax.models.qwen2 import Qwen2, segment_attention
+
+
+def select_logprobs(
+    logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: float | Float[Array, ""]
+) -> Float[Array, "..."]:
+    """log π_T of `tokens`. A temperature of 0 (greedy) reports the untempered log-probability."""
+    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
+    chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
+    return chosen - jax.nn.logsumexp(scaled, axis=-1)
+
+
+def response_logprobs(
+    model: Qwen2,
+    tokens: Int[Array, "B L"],
+    prompt_lengths: Int[Array, " B"],
+    response_lengths: Int[Array, " B"],
+    max_response: int,
+    temperature: float,
+    chunk: int,
+) -> Float[Array, "B T"]:
+    """log π_T of every response token, T = max_response positions a row, 0 beyond the response.
+
+    A row of `tokens` is prompt, response, padding. Logits exist for `chunk` response positions at a time, in the
+    forward and (recomputed) in the backward pass, so [B, L, vocabulary] is never in memory.
+    """
+    length = tokens.shape[1]
+    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+    segments = (positions < (prompt_lengths + response_lengths)[:, None]).astype(jnp.int32)
+    hidden, _ = model(tokens, positions, segment_attention(segments))
+
+    chunk = min(chunk, max_response)
+    steps = -(-max_response // chunk)
+    offsets = jnp.arange(steps * chunk).reshape(steps, chunk)
+
+    @jax.checkpoint
+    def chunk_logprobs(offset):
+        # The hidden state at position t predicts token t + 1; rows differ in where their response begins.
+        target = prompt_lengths[:, None] + offset
+        inside = offset < response_lengths[:, None]
+        at = jnp.clip(target, 1, length - 1)
+        states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+        chosen = jnp.take_along_axis(tokens, at, axis=1)
+        return jnp.where(inside, select_logprobs(model.logits(states), chosen, temperature), 0.0)
+
+    logprobs = jax.lax.map(chunk_logprobs, offsets)  # [steps, B, chunk]
+    return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]

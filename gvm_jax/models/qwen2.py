@@ -1,0 +1,176 @@
+"""Qwen2.5 as one Flax NNX module, for training, prefill and decoding alike.
+
+The layers' parameters are stacked on a leading axis and run by `lax.scan`, so the compile time does not grow with
+the depth. How queries meet keys is the caller's: an `Attention` callable is handed in, and the state it needs (the
+paged KV cache while sampling, nothing while training) is threaded through the layers as `cache`.
+
+Parameters are declared with logical axis names, which `sharding.py` maps to mesh axes. Computation runs in the
+dtype of the embedded tokens (`dtype`); norms, rotary angles and logits are float32.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float, Int
+
+from gvm_jax.models.config import Qwen2Config
+
+# (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
+Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
+Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
+
+
+class Weight(nnx.Module):
+    """A linear map contracted over the kernel's first `contract` axes, with an optional bias over the others."""
+
+    def __init__(self, rngs, stack, shape, axes, contract=1, bias=False):
+        init = nnx.initializers.normal(0.02)
+        self.kernel = nnx.Param(init(rngs.params(), (*stack, *shape)), axes=(*("layers",) * len(stack), *axes))
+        bias_axes = (*("layers",) * len(stack), *axes[contract:])
+        self.bias = nnx.Param(jnp.zeros((*stack, *shape[contract:])), axes=bias_axes) if bias else None
+        self.contract = contract
+
+    def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
+        """x · kernel + bias, in x's dtype."""
+        # As one matrix product: XLA's CPU backend runs the gradient of a contraction over several axes 3 times slower.
+        kernel = self.kernel[...].astype(x.dtype)
+        inputs = math.prod(kernel.shape[: self.contract])
+        y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+        y = y.reshape(*x.shape[: -self.contract], *kernel.shape[self.contract :])
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / sqrt(mean(x²) + eps) · scale, computed in float32."""
+
+    def __init__(self, stack, size, eps):
+        self.scale = nnx.Param(jnp.ones((*stack, size)), axes=(*("layers",) * len(stack), "embed"))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
+        """The normed and scaled x, in x's dtype."""
+        x32 = x.astype(jnp.float32)
+        normed = x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), -1, keepdims=True) + self.eps)
+        return (normed.astype(x.dtype)) * self.scale[...].astype(x.dtype)
+
+
+class Block(nnx.Module):
+    """One decoder layer; built with a leading stack axis, called on one slice of it."""
+
+    def __init__(self, config: Qwen2Config, rngs, stack):
+        d, f, hd = config.hidden_size, config.intermediate_size, config.head_dim
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        q_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
+        self.input_layernorm = RMSNorm(stack, d, config.rms_norm_eps)
+        self.q_proj = Weight(rngs, stack, (d, heads, hd), q_axes, bias=True)
+        self.k_proj = Weight(rngs, stack, (d, kv_heads, hd), kv_axes, bias=True)
+        self.v_proj = Weight(rngs, stack, (d, kv_heads, hd), kv_axes, bias=True)
+        self.o_proj = Weight(rngs, stack, (heads, hd, d), ("heads", "head_dim", "embed"), contract=2)
+        self.post_attention_layernorm = RMSNorm(stack, d, config.rms_norm_eps)
+        self.gate_proj = Weight(rngs, stack, (d, f), ("embed", "mlp"))
+        self.up_proj = Weight(rngs, stack, (d, f), ("embed", "mlp"))
+        self.down_proj = Weight(rngs, stack, (f, d), ("mlp", "embed"))
+
+    def __call__(self, x: Float[Array, "B L D"], angles, layer: Int[Array, ""], attention: Attention, cache):
+        """The layer's output and the cache."""
+        h = self.input_layernorm(x)
+        q, k, v = rotate(self.q_proj(h), angles), rotate(self.k_proj(h), angles), self.v_proj(h)
+        mixed, cache = attention(q, k, v, layer, cache)
+        x = x + self.o_proj(mixed)
+        h = self.post_attention_layernorm(x)
+        return x + self.down_proj(jax.nn.silu(self.gate_proj(h)) * self.up_proj(h)), cache
+
+
+class Qwen2(nnx.Module):
+    """The decoder: token ids to final hidden states, and hidden states to logits."""
+
+    def __init__(self, config: Qwen2Config, rngs: nnx.Rngs, dtype=jnp.float32, remat: bool = False):
+        self.config, self.dtype, self.remat = config, dtype, remat
+        vocab = (config.vocab_size, config.hidden_size)
+        self.embed_tokens = Weight(rngs, (), vocab, ("vocab", "embed"))
+        self.layers = Block(config, rngs, (config.num_hidden_layers,))
+        self.norm = RMSNorm((), config.hidden_size, config.rms_norm_eps)
+        self.lm_head = None if config.tie_word_embeddings else Weight(rngs, (), vocab, ("vocab", "embed"))
+
+    def __call__(
+        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], attention: Attention, cache: Any = None
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        """Final hidden states (after the last norm) and the cache as the layers left it."""
+        graphdef, stacked = nnx.split(self.layers)
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+
+        def layer_step(carry, layer_params):
+            x, cache, layer = carry
+            x, cache = nnx.merge(graphdef, layer_params)(x, angles, layer, attention, cache)
+            return (x, cache, layer + 1), None
+
+        if self.remat:
+            layer_step = jax.checkpoint(layer_step, prevent_cse=False)  # safe: inside a scan
+        x = self.embed_tokens.kernel[...][tokens].astype(self.dtype)
+        (x, cache, _), _ = jax.lax.scan(layer_step, (x, cache, jnp.int32(0)), stacked)
+        return self.norm(x), cache
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """Next-token logits in float32."""
+        head = self.embed_tokens if self.lm_head is None else self.lm_head
+        kernel = head.kernel[...].astype(hidden.dtype)
+        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+
+
+def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Float[Array, "B L half"]:
+    """Angles position · theta^(-2i/head_dim) in float32 (RoPE, arXiv 2104.09864, eq. 15)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    return positions[..., None].astype(jnp.float32) * frequencies
+
+
+def rotate(x: Float[Array, "B L H D"], angles: Float[Array, "B L half"]) -> Float[Array, "B L H D"]:
+    """Rotary embedding in the half-split layout that Hugging Face's Qwen2 uses."""
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+def segment_attention(segments: Int[Array, "B L"]) -> Attention:
+    """Dense causal attention within equal positive segment ids; 0 marks padding. Needs no cache."""
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+
+    def attention(q, k, v, layer, cache):
+        # XLA's implementation: cuDNN's cannot be differentiated under vmap, which per-sample gradients need.
+        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla"), cache
+
+    return attention
+
+
+class Model:
+    """A Qwen2 network as pure functions of its parameters.
+
+    `bind(params)` gives the NNX module with these arrays in it; `params` is a nested dict and goes through jit, grad,
+    optax and checkpoints as any pytree does.
+    """
+
+    def __init__(self, config: Qwen2Config, dtype=jnp.float32, remat: bool = False):
+        self.config, self.dtype = config, jnp.dtype(dtype)
+
+        def build(seed):
+            return Qwen2(config, nnx.Rngs(seed), dtype=self.dtype, remat=remat)
+
+        self._build = build
+        self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))
+        self.abstract_params: Params = nnx.to_pure_dict(state)
+        self.axes: Params = nnx.to_pure_dict(jax.tree.map(lambda v: v.replace(v.axes), state, is_leaf=_is_param))
+
+    def bind(self, params: Params) -> Qwen2:
+        """The module with `params` as its parameters."""
+        return nnx.merge(self._graphdef, params)
+
+    def init(self, seed: int) -> Params:
+        """Random parameters: normal(0, 0.02) matrices, zero biases, unit norms."""
+        return nnx.to_pure_dict(nnx.state(self._build(seed), nnx.Param))
+
+
+def _is_param(x) -> bool:
+    return isinstance(x, nnx.Variable)

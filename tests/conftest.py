@@ -1,0 +1,55 @@
+"""Shared by all tests: a CPU backend with four virtual devices, the compilation cache, and the models they run on."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import numpy as np
+import pytest
+
+from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.qwen2 import Model
+from gvm_jax.models.weights import load_params
+
+ROOT = pathlib.Path(__file__).parent.parent
+TINY_UNTIED = ROOT / "tests/models/golden/tiny_untied"
+
+jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+
+
+def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
+    devices = np.array(jax.devices()[: data * fsdp * tensor]).reshape(data, fsdp, tensor)
+    return jax.sharding.Mesh(devices, ("data", "fsdp", "tensor"))
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    return make_mesh()
+
+
+@pytest.fixture(scope="session")
+def test_mesh():
+    """A function that makes a mesh over some of the four virtual devices."""
+    return make_mesh
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, params, folder) of the random tiny Qwen2 with untied embeddings."""
+    model = Model(Qwen2Config.from_folder(TINY_UNTIED))
+    return model, load_params(model, TINY_UNTIED), TINY_UNTIED
+
+
+@pytest.fixture(scope="session")
+def qwen25():
+    """(model, params, folder) of the real Qwen2.5-Coder-0.5B-Instruct, where its folder is given."""
+    folder = os.environ.get("GVM_JAX_QWEN25")
+    if not folder:
+        pytest.skip("set GVM_JAX_QWEN25 to a folder of Qwen2.5-Coder-0.5B-Instruct to run it")
+    model = Model(Qwen2Config.from_folder(pathlib.Path(folder)))
+    return model, load_params(model, pathlib.Path(folder)), pathlib.Path(folder)

@@ -1,0 +1,114 @@
+"""Weights in and out: exact round trips, and every inconsistency refused by name."""
+
+import json
+import re
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from gvm_jax.models import weights
+from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
+from gvm_jax.models.qwen2 import Model
+
+
+def copy_of(folder, to):
+    shutil.copytree(folder, to)
+    return to, load_file(to / "model.safetensors")
+
+
+def test_round_trip_is_exact(tiny, tmp_path):
+    model, params, folder = tiny
+    weights.save_params(model, params, tmp_path, "float32", folder)
+    before, after = load_file(folder / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(before[name], after[name])
+    assert Qwen2Config.from_folder(tmp_path) == model.config
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "float32"
+
+
+def test_sharded_index_round_trip(tiny, tmp_path, monkeypatch):
+    model, params, folder = tiny
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
+    weights.save_params(model, params, tmp_path, "float32", folder)
+    assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) >= 3
+    jax.tree.map(np.testing.assert_array_equal, params, weights.load_params(model, tmp_path))
+    first = sorted(tmp_path.glob("model-*.safetensors"))[0]
+    second = sorted(tmp_path.glob("model-*.safetensors"))[1]
+    save_file({**load_file(second), **dict([next(iter(load_file(first).items()))])}, second)
+    with pytest.raises(ModelError, match="is in another shard too"):
+        weights.load_params(model, tmp_path)
+    second.unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        weights.load_params(model, tmp_path)
+
+
+def test_tensors_that_do_not_fit_are_named(tiny, tmp_path):
+    model, _, folder = tiny
+    to, tensors = copy_of(folder, tmp_path / "m")
+    name = "model.layers.1.mlp.up_proj.weight"
+    broken = {
+        "missing tensors model.layers.1.mlp.up_proj.weight": {k: v for k, v in tensors.items() if k != name},
+        "does not have: model.extra": {**tensors, "model.extra": tensors[name]},
+        "has shape (48, 80), config.json asks for (80, 48)": {**tensors, name: tensors[name].T.copy()},
+    }
+    for message, changed in broken.items():
+        save_file(changed, to / "model.safetensors")
+        with pytest.raises(ModelError, match=re.escape(message)):
+            weights.load_params(model, to)
+
+
+def test_truncated_or_absent_file_is_an_error(tiny, tmp_path):
+    model, _, folder = tiny
+    to, _ = copy_of(folder, tmp_path / "m")
+    file = to / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+    with pytest.raises(ModelError, match="not a whole safetensors file"):
+        weights.load_params(model, to)
+    file.unlink()
+    with pytest.raises(ModelError, match="is missing"):
+        weights.load_params(model, to)
+
+
+def test_tied_head_written_twice_must_agree(tiny, tmp_path):
+    _, _, folder = tiny
+    to, tensors = copy_of(folder, tmp_path / "m")
+    config = json.loads((to / "config.json").read_text())
+    (to / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
+    model = Model(Qwen2Config.from_folder(to))
+    with pytest.raises(ModelError, match="differs from embed_tokens"):
+        weights.load_params(model, to)
+    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, to / "model.safetensors")
+    assert "lm_head" not in weights.load_params(model, to)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'"),
+        ({"use_sliding_window": True}, "use_sliding_window is True"),
+        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'"),
+    ],
+)
+def test_other_networks_are_refused(tiny, tmp_path, change, message):
+    _, _, folder = tiny
+    config = json.loads((folder / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ModelError, match=message):
+        Qwen2Config.from_folder(tmp_path)
+
+
+def test_model_folder_errors(tmp_path):
+    for path in ("", str(tmp_path), "./nowhere", "/nowhere/at/all"):
+        with pytest.raises(ModelError, match=r"model\.path"):
+            model_folder(path)
+
+
+def test_random_parameters_have_the_declared_tree(tiny):
+    model, params, _ = tiny
+    fresh = model.init(0)
+    assert jax.tree.map(np.shape, fresh) == jax.tree.map(np.shape, params)
