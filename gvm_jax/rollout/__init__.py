@@ -1,0 +1,1 @@
+"""Sampling from a paged KV cache: pages, scheduling, jitted prefill and decode."""
