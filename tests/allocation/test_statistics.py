@@ -1,0 +1,207 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gvm_jax.allocation import PromptStatistics, accept_rate, gradient_norm, init, update
+
+PROMPTS, BATCH = 6, 4
+ALL = jnp.arange(PROMPTS)
+update_jit = jax.jit(update)
+
+
+def leaves(statistics):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(statistics)]
+
+
+def same_bits(left, right):
+    return all((a.view(np.int32) == b.view(np.int32)).all() for a, b in zip(leaves(left), leaves(right), strict=True))
+
+
+def observe(statistics, ids, successes, trials, norms=None, decay=0.5):
+    """`update` with `norms` as one list of measured norms per prompt."""
+    norms = norms or [[]] * len(ids)
+    squared = jnp.asarray([sum(g**2 for g in n) for n in norms], jnp.float32)
+    count = jnp.asarray([len(n) for n in norms], jnp.float32)
+    as_floats = (jnp.asarray(values, jnp.float32) for values in (successes, trials))
+    return update(statistics, jnp.asarray(ids, jnp.int32), *as_floats, squared, count, decay)
+
+
+@st.composite
+def visits(draw):
+    ids = draw(st.permutations([*range(PROMPTS), -1, PROMPTS, -PROMPTS, 10**6]))[:BATCH]
+    trials = [draw(st.integers(0, 9)) for _ in ids]
+    successes = [draw(st.integers(0, n)) for n in trials]
+    norm = st.floats(-3, 3).map(lambda exponent: 10.0**exponent)
+    norms = [draw(st.lists(norm, max_size=n)) for n in successes]
+    return ids, successes, trials, norms
+
+
+class Reference:
+    """Every visit kept as it was; the decay is a power of the number of later visits."""
+
+    def __init__(self, decay):
+        self.decay, self.history = decay, [[] for _ in range(PROMPTS)]
+
+    def observe(self, ids, successes, trials, norms):
+        for i, s, n, g in zip(ids, successes, trials, norms, strict=True):
+            if 0 <= i < PROMPTS and n:
+                self.history[i].append((s, n, sum(x * x for x in g), len(g)))
+
+    def sums(self, i):
+        ages = range(len(self.history[i]) - 1, -1, -1)
+        weighted = [self.decay**age * np.asarray(v) for age, v in zip(ages, self.history[i], strict=True)]
+        return np.sum(weighted, axis=0) if weighted else np.zeros(4)
+
+    def accept_rates(self, strength):
+        """Beta posterior means; the prior's mean is that of the prompts and one of rate 1/2, by precision."""
+        sums = np.asarray([self.sums(i) for i in range(PROMPTS)])
+        s, n = sums[:, 0], sums[:, 1]
+        mean = (np.sum(s / (n + strength)) + 0.5) / (np.sum(n / (n + strength)) + 1)
+        return (s + strength * mean) / (n + strength)
+
+    def gradient_norms(self, strength):
+        """Normal posterior means of log RMS, observation variance `strength`, prior variance 1."""
+        sums = [self.sums(i) for i in range(PROMPTS)]
+        seen = {i: (0.5 * np.log(q / k), k) for i, (_, _, q, k) in enumerate(sums) if k}
+        if not seen:
+            return np.ones(PROMPTS)
+        logs, counts = np.asarray(list(seen.values())).T
+        mean = np.average(logs, weights=1 / (1 + strength / counts))
+        posterior = np.full(PROMPTS, mean)
+        posterior[list(seen)] = (logs * counts / strength + mean) / (counts / strength + 1)
+        return np.exp(posterior)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(visits(), max_size=6), st.sampled_from([1.0, 0.9, 0.5]), st.sampled_from([0.5, 2.0, 10.0]))
+def test_estimates_equal_an_independent_model_over_a_random_history(history, decay, strength):
+    statistics, reference = init(PROMPTS), Reference(decay)
+    for visit in history:
+        statistics = observe(statistics, *visit, decay=decay)
+        reference.observe(*visit)
+    expected = np.asarray([reference.sums(i) for i in range(PROMPTS)])
+    sums = (statistics.successes, statistics.trials, statistics.squared_norm_sum, statistics.norm_count)
+    np.testing.assert_allclose(np.stack(sums, axis=1), expected, rtol=1e-5)
+    assert statistics.visits.tolist() == [len(h) for h in reference.history]
+    assert (statistics.successes <= statistics.trials).all()
+    rates = accept_rate(statistics, ALL, strength)
+    np.testing.assert_allclose(rates, reference.accept_rates(strength), rtol=1e-5)
+    assert (rates > 0).all() and (rates < 1).all()
+    np.testing.assert_allclose(gradient_norm(statistics, ALL, strength), reference.gradient_norms(strength), rtol=1e-4)
+
+
+def test_padding_and_prompts_without_trials_change_not_a_bit():
+    before = observe(init(PROMPTS), [0, 5, 2], [1, 2, 0], [3, 7, 1], [[0.1], [0.3, 5.0], []])
+    after = observe(before, [-1, PROMPTS, 5, -3], [1, 1, 0, 2], [4, 4, 0, 4], [[1.0]] * 4)
+    assert same_bits(before, after)
+
+
+def test_a_visit_leaves_other_prompts_alone_and_its_order_does_not_matter():
+    before = observe(init(PROMPTS), [0, 1, 2], [1, 2, 3], [3, 7, 4], [[0.1], [0.3], [2.0]])
+    forward = observe(before, [1, 4], [2, 0], [4, 5], [[3.0, 1.0], []])
+    backward = observe(before, [4, 1], [0, 2], [5, 4], [[], [3.0, 1.0]])
+    assert same_bits(forward, backward)
+    untouched = np.asarray([0, 2, 3, 5])
+    for old, new in zip(leaves(before), leaves(forward), strict=True):
+        assert (old[untouched] == new[untouched]).all()
+    assert forward.trials.tolist() == [3.0, 7.5, 4.0, 0.0, 5.0, 0.0]
+
+
+def test_a_visit_without_measured_norms_ages_the_earlier_ones():
+    statistics = observe(init(PROMPTS), [0], [2], [4], [[3.0, 5.0]])
+    aged = observe(statistics, [0], [0], [4])
+    assert aged.norm_count[0] == 1.0 and aged.squared_norm_sum[0] == 17.0
+
+
+def test_without_data_every_rate_is_a_half_and_every_norm_one():
+    assert accept_rate(init(PROMPTS), ALL, 2.0).tolist() == [0.5] * PROMPTS
+    assert gradient_norm(init(PROMPTS), ALL, 2.0).tolist() == [1.0] * PROMPTS
+    assert accept_rate(init(PROMPTS), ALL, 0.0).tolist() == [0.5] * PROMPTS
+    assert gradient_norm(init(PROMPTS), ALL, 0.0).tolist() == [1.0] * PROMPTS
+
+
+def test_unseen_and_unknown_prompts_get_the_population_not_the_last_row():
+    statistics = observe(init(PROMPTS), [0, 5], [1, 9], [2, 9], [[2.0], [8.0]])
+    seen, unseen = jnp.asarray([0]), jnp.asarray([1, -1, PROMPTS, 10**6])
+    for estimate in (accept_rate, gradient_norm):
+        population = estimate(statistics, unseen, 1.0)
+        assert (population == population[0]).all()
+        assert estimate(statistics, seen, 1.0)[0] < population[0] < estimate(statistics, jnp.asarray([5]), 1.0)[0]
+
+
+def test_without_a_prior_the_estimates_are_the_observed_ones():
+    statistics = observe(init(PROMPTS), [0, 1, 2], [1, 4, 0], [4, 4, 4], [[3.0, 5.0], [2.0], []])
+    np.testing.assert_allclose(accept_rate(statistics, ALL, 0.0)[:3], [0.25, 1, 0], rtol=1e-6)
+    expected = [17**0.5, 2, (17**0.5 * 2) ** 0.5]  # the third has none: the geometric mean of the two
+    np.testing.assert_allclose(gradient_norm(statistics, ALL, 0.0)[:3], expected, rtol=1e-5)
+
+
+def test_a_stronger_prior_pulls_closer_to_the_population():
+    statistics = observe(init(PROMPTS), [0, 1], [0, 4], [4, 4], [[1.0], [100.0]])
+    for estimate in (accept_rate, gradient_norm):
+        spreads = [np.ptp(estimate(statistics, ALL, strength)) for strength in (0.0, 1.0, 10.0, 1e6)]
+        assert spreads == sorted(spreads, reverse=True) and spreads[-1] < 1e-3 * spreads[0]
+
+
+def test_the_population_is_not_ruled_by_the_prompts_sampled_most():
+    statistics = observe(init(PROMPTS), [0, 1, 2, 3], [0, 4, 4, 4], [1000, 4, 4, 4])
+    assert accept_rate(statistics, jnp.asarray([5]), 2.0)[0] > 0.5  # pooled samples would say 0.01
+
+
+def test_shrinking_lowers_the_error_in_a_population_it_was_made_for():
+    rng = np.random.default_rng(0)
+    p, spread = rng.beta(1, 1, 4000), rng.normal(1, 1, 4000)
+    successes = rng.binomial(4, p)
+    norms = [np.exp(mean + rng.normal(0, 0.5, k)) for mean, k in zip(spread, successes, strict=True)]
+    statistics = observe(init(4000), np.arange(4000), successes, np.full(4000, 4), [list(g) for g in norms])
+    ids, measured = jnp.arange(4000), successes > 0
+
+    def errors(strength):
+        log_error = np.log(np.asarray(gradient_norm(statistics, ids, strength))) - (spread + 0.5**2)
+        return np.mean((accept_rate(statistics, ids, strength) - p) ** 2), np.mean(log_error[measured] ** 2)
+
+    (rate_error, norm_error), (raw_rate_error, raw_norm_error) = errors(0.25), errors(0.0)
+    assert norm_error < raw_norm_error
+    assert errors(2.0)[0] < 0.75 * raw_rate_error and rate_error < raw_rate_error
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, -1.0, 0.0, 3e38, 1e-45])
+def test_no_input_makes_an_estimate_that_is_not_finite(bad):
+    statistics = observe(init(PROMPTS), [0, 1], [1, 2], [3, 3], [[1.0], [2.0]])
+    value, one = jnp.full(2, bad, jnp.float32), jnp.ones(2)
+    for position in range(4):
+        values = [value if i == position else one for i in range(4)]
+        new = statistics
+        for _ in range(3):
+            new = update_jit(new, jnp.asarray([0, 3]), *values, 1.0)
+        assert all(np.isfinite(leaf).all() for leaf in leaves(new))
+        assert (new.successes <= new.trials).all() and (new.successes >= 0).all()
+        for strength in (0.0, 2.0):
+            rates, norms = accept_rate(new, ALL, strength), gradient_norm(new, ALL, strength)
+            assert ((rates >= 0) & (rates <= 1)).all()
+            assert (jnp.isfinite(norms) & (norms > 0)).all()
+
+
+def test_norms_whose_square_overflows_are_dropped_and_large_ones_kept():
+    statistics = observe(init(PROMPTS), [0, 1], [1, 1], [1, 1], [[1e18], [np.inf]])
+    np.testing.assert_allclose(gradient_norm(statistics, ALL, 0.0)[:2], [1e18, 1e18], rtol=1e-4)
+
+
+def test_update_compiles_once_and_may_donate_its_statistics():
+    traces = []
+
+    @functools.partial(jax.jit, donate_argnums=0)
+    def step(statistics, ids):
+        traces.append(1)
+        return update(statistics, ids, *[jnp.ones(2)] * 4, 0.9)
+
+    statistics = init(PROMPTS)
+    for ids in ([0, 1], [2, -1], [5, 0]):
+        statistics = step(statistics, jnp.asarray(ids))
+    assert isinstance(statistics, PromptStatistics) and len(traces) == 1
+    assert statistics.visits.tolist() == [2, 1, 1, 0, 0, 1]
