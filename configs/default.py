@@ -48,12 +48,11 @@ def get_config() -> ConfigDict:
     config.rollout.top_k = 0  # sample among the k likeliest tokens; 0 = off
     config.rollout.stop_tokens = ()  # texts of stop tokens; () = what the model's generation config and tokenizer name
     config.rollout.slots = 64  # sequences decoded at once
-    config.rollout.page_size = 64  # tokens in a page of the KV cache
+    config.rollout.page_size = 64  # tokens in a page of the KV cache; a power of two up to 128
     config.rollout.pages = 0  # pages in the KV cache; 0 = as many as the slots can ever need
     config.rollout.block_steps = 16  # decode steps between two looks of the host at the slots
     config.rollout.prefill_batch = 8  # prompts prefilled at once
     config.rollout.prefill_chunk = 128  # prompt tokens prefilled at once
-    config.rollout.attention = "xla"  # backend of paged attention
 
     config.rewards = ConfigDict()
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core

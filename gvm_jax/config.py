@@ -95,12 +95,13 @@ RULES: dict[str, Rule] = {
     "rollout.top_k": _integer(at_least=0),
     "rollout.stop_tokens": Rule("a tuple of texts that are not empty", _are_texts),
     "rollout.slots": _integer(at_least=1),
-    "rollout.page_size": _integer(at_least=1),
+    "rollout.page_size": Rule(
+        "a power of two from 1 to 128", lambda value: type(value) is int and value in {2**i for i in range(8)}
+    ),
     "rollout.pages": _integer(at_least=0),
     "rollout.block_steps": _integer(at_least=1),
     "rollout.prefill_batch": _integer(at_least=1),
     "rollout.prefill_chunk": _integer(at_least=1),
-    "rollout.attention": _choice("xla"),
     "rewards.workers": _integer(at_least=0),
     "rewards.deadline_seconds": _number(above=0),
     "rewards.max_failure_rate": _number(at_least=0, at_most=1),

@@ -88,7 +88,6 @@ BROKEN = [
     ("rollout__block_steps", 0),
     ("rollout__prefill_batch", 0),
     ("rollout__prefill_chunk", 0),
-    ("rollout__attention", "cuda"),
     ("rewards__workers", -1),
     ("rewards__deadline_seconds", 0.0),
     ("rewards__max_failure_rate", 1.5),
@@ -148,7 +147,7 @@ def test_every_rule_has_a_value_that_breaks_it():
         ("rollout__top_p", 1),
         ("evaluation__temperature", 0.0),
         ("rollout__stop_tokens", ("<|im_end|>", "<|endoftext|>")),
-        ("rollout__page_size", 48),
+        ("rollout__page_size", 128),
         ("seed", 2**32 - 1),
         ("allocation__decay", 0.0),
         ("allocation__max_samples", 8),
@@ -221,7 +220,7 @@ def test_unknown_and_missing_fields_are_reported():
     del config.rollout.page_size
     lines = problems(config)
     assert any(line.startswith("rollout.page_sise = 64: unknown field") for line in lines)
-    assert any(line.startswith("rollout.page_size: missing; must be an integer >= 1") for line in lines)
+    assert any(line.startswith("rollout.page_size: missing; must be a power of two") for line in lines)
 
 
 def test_json_gives_the_same_config_back():

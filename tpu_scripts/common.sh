@@ -1,6 +1,6 @@
 # Sourced by the scripts beside it: finds a usable Python and makes the virtual environment.
 
-root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
 usable() { # a name on PATH may be a shim that does not run, or an interpreter without venv
   "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
@@ -22,27 +22,29 @@ find_python() {
 
 # accelerator_extra: which of setup.py's extras brings JAX to this machine's accelerator.
 accelerator_extra() {
-  if [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then
-    echo tpu
-  elif command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
     echo cuda
+  elif [ -e /dev/accel0 ] || [ -e /dev/vfio/0 ]; then
+    echo tpu
   fi
 }
 
-# activate_environment [EXTRA]: make .venv once per interpreter, extras and setup.py, then put it on PATH.
+# activate_environment [EXTRA]: make the virtual environment once, add what it lacks, and put it on PATH.
 activate_environment() {
-  local python extras version environment stamp wanted
+  local python version environment stamp have extras wanted
   python=$(find_python) || return 1
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-  extras=$(printf '%s\n' "$(accelerator_extra)" "$@" | grep . | paste -sd, -)
   environment=${VENV:-$root/.venv-$version}
-  stamp=$environment/.installed
-  wanted="$extras $(cksum <"$root/setup.py")"
-  if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
+  stamp=$environment/.installed # "version checksum extra ..."
+  wanted="$version $(cksum <"$root/setup.py" | cut -d' ' -f1)"
+  have=$(cat "$stamp" 2>/dev/null || true)
+  extras=$(printf '%s\n' $(accelerator_extra) "$@" $(echo "$have" | cut -s -d' ' -f3-) | sort -u | { grep . || true; })
+  wanted="$wanted $(echo $extras)"
+  if [ "$have" != "$wanted" ]; then
     echo "Installing gvm_jax for Python $version into $environment (about a minute)" >&2
     "$python" -m venv "$environment"
-    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check -e "$root${extras:+[$extras]}" \
-      2> >(grep -v '^WARNING: Location' >&2)
+    "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
+      -e "$root${extras:+[$(echo $extras | tr ' ' ,)]}" 2> >(grep -v '^WARNING: Location' >&2)
     echo "$wanted" >"$stamp"
   fi
   export PATH="$environment/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

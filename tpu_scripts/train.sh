@@ -2,7 +2,7 @@
 # Train. Without arguments: the quickstart. Otherwise every argument goes to gvm_jax.train:
 #   tpu_scripts/train.sh --config=configs/X.py --workdir=DIR --config.a.b=c
 set -euo pipefail
-. "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+. "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/common.sh"
 activate_environment
 if [ $# -eq 0 ]; then
   set -- --config="$root/configs/quickstart.py"

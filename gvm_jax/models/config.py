@@ -30,8 +30,10 @@ class Qwen2Config:
         path = folder / "config.json"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise ModelError(f"{path} is not valid JSON ({error}); copy the model folder again") from error
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path} cannot be read as JSON ({error}); copy the model folder again") from error
+        if not isinstance(raw, dict):
+            raise ModelError(f"{path} holds no JSON object; copy the model folder again")
         rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 / 4
         expected = {
             "model_type": ("qwen2", raw.get("model_type")),
@@ -42,19 +44,33 @@ class Qwen2Config:
         for field, (allowed, found) in expected.items():
             if found != allowed:
                 raise ModelError(f"{path}: {field} is {found!r}, only {allowed!r} is supported; use a Qwen2.5 model")
-        heads = raw["num_attention_heads"]
-        values = {
-            **raw,
-            "head_dim": raw.get("head_dim") or raw["hidden_size"] // heads,
-            "num_key_value_heads": raw.get("num_key_value_heads") or heads,
-            "rope_theta": rope.get("rope_theta", raw.get("rope_theta", 10_000.0)),
-            "rms_norm_eps": raw.get("rms_norm_eps", 1e-6),
-            "tie_word_embeddings": raw.get("tie_word_embeddings", False),
+        defaults = {
+            "num_key_value_heads": raw.get("num_attention_heads"),
+            "rope_theta": rope.get("rope_theta", 10_000.0),
+            "rms_norm_eps": 1e-6,
+            "tie_word_embeddings": False,
         }
-        missing = [field.name for field in dataclasses.fields(cls) if field.name not in values]
-        if missing:
-            raise ModelError(f"{path} has no {', '.join(missing)}; is it a Qwen2 model's config?")
-        return cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+        values = {**defaults, **{name: value for name, value in raw.items() if value is not None}}
+        if "head_dim" not in values and isinstance(values.get("hidden_size"), int):
+            heads = values.get("num_attention_heads")
+            if not isinstance(heads, int) or heads < 1 or values["hidden_size"] % heads:
+                raise ModelError(f"{path}: num_attention_heads is {heads!r}; it must divide hidden_size")
+            values["head_dim"] = values["hidden_size"] // heads
+        types = {"int": int, "float": (int, float), "bool": bool}
+        for field in dataclasses.fields(cls):
+            value, wanted = values.get(field.name), field.type.__name__
+            right = isinstance(value, types[wanted]) and (wanted == "bool" or (value is not True and value > 0))
+            if not right:
+                raise ModelError(
+                    f"{path}: {field.name} is {value!r}; it must be a {wanted}{' above 0' * (wanted != 'bool')}"
+                )
+        config = cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+        if config.num_attention_heads % config.num_key_value_heads:
+            raise ModelError(
+                f"{path}: num_key_value_heads is {config.num_key_value_heads}; it must divide num_attention_heads = "
+                f"{config.num_attention_heads}"
+            )
+        return config
 
 
 def model_folder(path: str) -> pathlib.Path:

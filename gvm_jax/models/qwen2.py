@@ -21,6 +21,7 @@ from gvm_jax.models.config import Qwen2Config
 
 # (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
 Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
+QUERY_BLOCK = 256  # queries whose scores against all keys are held at once
 Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
 
 
@@ -135,12 +136,31 @@ def rotate(x: Float[Array, "B L H D"], angles: Float[Array, "B L half"]) -> Floa
 
 
 def segment_attention(segments: Int[Array, "B L"]) -> Attention:
-    """Dense causal attention within equal positive segment ids; 0 marks padding. Needs no cache."""
-    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    """Dense causal attention within equal segment ids, for a block of queries at a time. Needs no cache.
+
+    The scores of a block are recomputed in the backward pass, so memory grows with L and not with its square.
+    """
+    length = segments.shape[1]
+    block = min(QUERY_BLOCK, length)
+    blocks = -(-length // block)
 
     def attention(q, k, v, layer, cache):
-        # XLA's implementation: cuDNN's cannot be differentiated under vmap, which per-sample gradients need.
-        return jax.nn.dot_product_attention(q, k, v, mask=mask, is_causal=True, implementation="xla"), cache
+        def attend(queries, query_segments, first):
+            causal = (first + jnp.arange(block))[:, None] >= jnp.arange(length)
+            mask = causal & (query_segments[:, :, None] == segments[:, None, :])
+            # XLA's implementation: cuDNN's cannot be differentiated under vmap, which per-sample gradients need.
+            return jax.nn.dot_product_attention(queries, k, v, mask=mask[:, None], implementation="xla")
+
+        if blocks == 1:
+            return attend(q, segments, 0), cache
+
+        def split(x):
+            x = jnp.pad(x, ((0, 0), (0, blocks * block - length), *((0, 0),) * (x.ndim - 2)))
+            return jnp.moveaxis(x.reshape(x.shape[0], blocks, block, *x.shape[2:]), 1, 0)
+
+        parts = split(q), split(segments), jnp.arange(blocks) * block
+        mixed = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), parts)
+        return jnp.moveaxis(mixed, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length], cache
 
     return attention
 

@@ -3,6 +3,7 @@
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from gvm_jax.config import ConfigError
 from gvm_jax.models.qwen2 import Model, Params
 
 # The parameters' logical axes. `embed` carries the ZeRO-3 style sharding of every matrix, the others the
@@ -23,7 +24,7 @@ def param_shardings(model: Model, mesh: Mesh) -> Params:
     """The sharding of every parameter, in the parameters' own tree.
 
     KV heads are replicated where the tensor axis does not divide them (Qwen2.5 has 2 to 8); any other axis that its
-    mesh axis does not divide is a ValueError.
+    mesh axis does not divide is a ConfigError.
     """
 
     def sharding(path, abstract, axes):
@@ -32,7 +33,7 @@ def param_shardings(model: Model, mesh: Mesh) -> Params:
             mesh_axis = MESH_AXIS[name]
             if mesh_axis and size % mesh.shape[mesh_axis]:
                 if name != "kv_heads":
-                    raise ValueError(
+                    raise ConfigError(
                         f"mesh.{mesh_axis}={mesh.shape[mesh_axis]} does not divide the {name} axis ({size}) of "
                         f"{jax.tree_util.keystr(path)}; choose a divisor of {size}"
                     )

@@ -71,6 +71,8 @@ def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, 
         if file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
             if file.resolve() != (folder / file.name).resolve():
                 shutil.copyfile(file, folder / file.name)
+    for file in folder.glob("model*.safetensors*"):  # an index left here would win over the new file
+        file.unlink()
     config_path = folder / "config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
@@ -147,7 +149,10 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
     index = folder / "model.safetensors.index.json"
     indexed = None
     if index.is_file():
-        indexed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        try:
+            indexed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ModelError(f"{index} has no weight_map ({error!r}); download the folder again") from error
         files = [folder / file for file in sorted(set(indexed.values()))]
     else:
         files = [folder / "model.safetensors"]

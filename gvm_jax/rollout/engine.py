@@ -145,7 +145,8 @@ class RolloutEngine:
             settings.page_size,
             settings.max_new_tokens,
         )
-        params = self._cast(params)
+        if self._model.dtype != jnp.float32:  # that of the parameters
+            params = self._cast(params)
         cache, slots = self._new_cache(), self._idle_slots()
         while not scheduler.done:
             check_interrupt()

@@ -123,7 +123,7 @@ class Checkpointer:
             its leaf's sharding, whichever mesh it was saved from.
 
         Raises:
-          ValueError: where the checkpoint's arrays are not those of `abstract_state`. Orbax would cast
+          ConfigError: where the checkpoint's arrays are not those of `abstract_state`. Orbax would cast
             another dtype in silence.
         """
         step = self._manager.latest_step()
@@ -139,7 +139,7 @@ class Checkpointer:
                 f"{self._folder}/{step}: not a state of this config and code (saved -> expected). Use "
                 "another --workdir, or the code and versions that saved it:"
             )
-            raise ValueError("\n  ".join([problem, *shown]))
+            raise ConfigError("\n  ".join([problem, *shown]))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
         return self._manager.restore(step, args=args).state, run["extra"], step
 

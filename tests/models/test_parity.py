@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gvm_jax.models import qwen2
 from gvm_jax.models.qwen2 import segment_attention
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
@@ -37,6 +38,13 @@ def test_padding_and_other_segments_change_nothing(tiny):
     logits = module.logits(module(packed, positions, segment_attention(jnp.asarray(segments)))[0])
     np.testing.assert_allclose(logits[0, :20], golden[0, :20], atol=1e-4)
     np.testing.assert_allclose(logits[0, 20:35], golden[1, :15], atol=1e-4)
+
+
+def test_blocks_of_queries_change_nothing(tiny, monkeypatch):
+    model, params, folder = tiny
+    golden = np.load(folder / "golden.npz")
+    monkeypatch.setattr(qwen2, "QUERY_BLOCK", 16)  # 40 tokens: two blocks and a half
+    np.testing.assert_allclose(logits_of(model, params, golden["tokens"]), golden["logits"], atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.slow

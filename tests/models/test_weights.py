@@ -46,6 +46,16 @@ def test_sharded_index_round_trip(tiny, tmp_path, monkeypatch):
         weights.load_params(model, tmp_path)
 
 
+def test_a_second_export_replaces_the_first(tiny, tmp_path, monkeypatch):
+    model, params, folder = tiny
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
+    weights.save_params(model, params, tmp_path, "float32", folder)
+    monkeypatch.undo()
+    doubled = jax.tree.map(lambda x: 2 * x, params)
+    weights.save_params(model, doubled, tmp_path, "float32", folder)
+    jax.tree.map(np.testing.assert_array_equal, doubled, weights.load_params(model, tmp_path))
+
+
 def test_tensors_that_do_not_fit_are_named(tiny, tmp_path):
     model, _, folder = tiny
     to, tensors = copy_of(folder, tmp_path / "m")
@@ -92,6 +102,11 @@ def test_tied_head_written_twice_must_agree(tiny, tmp_path):
         ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'"),
+        ({"vocab_size": None}, "vocab_size is None"),
+        ({"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta is '1e6'"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be a bool"),
+        ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must divide"),
+        ({"num_attention_heads": None, "head_dim": None}, "num_attention_heads is None"),
     ],
 )
 def test_other_networks_are_refused(tiny, tmp_path, change, message):

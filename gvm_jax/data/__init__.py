@@ -1,0 +1,22 @@
+"""Prompt sources, chat templates and the resumable stream of prompts."""
+
+from gvm_jax.data.arithmetic import arithmetic_rows, demonstrations, write_tokenizer
+from gvm_jax.data.errors import DataError
+from gvm_jax.data.prompts import PromptSet, build_prompts
+from gvm_jax.data.sources import Row, load_rows
+from gvm_jax.data.stream import PromptStream
+from gvm_jax.data.tokenizer import load_tokenizer, stop_token_ids
+
+__all__ = [
+    "DataError",
+    "PromptSet",
+    "PromptStream",
+    "Row",
+    "arithmetic_rows",
+    "build_prompts",
+    "demonstrations",
+    "load_rows",
+    "load_tokenizer",
+    "stop_token_ids",
+    "write_tokenizer",
+]

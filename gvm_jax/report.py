@@ -1,0 +1,94 @@
+"""Report a run: a table and two plots from its workdir. `python -m gvm_jax.report WORKDIR`."""
+
+import pathlib
+import sys
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+import rich
+
+from gvm_jax.runtime.metrics import read_rows
+from gvm_jax.runtime.progress import final_table
+
+
+def show(workdir: pathlib.Path) -> None:
+    """Print the table, draw the plots and say where everything is."""
+    rich.print(final_table(summary_rows(workdir), title=str(workdir)))
+    for plot in (plot_learning_curve(workdir), plot_allocation(workdir)):
+        if plot:
+            print(f"plot        {plot}")
+    print(f"metrics     {workdir / 'metrics.jsonl'}; for TensorBoard: {workdir / 'tensorboard'}")
+    print(f"export      {sys.executable} -m gvm_jax.convert --workdir={workdir} --out={workdir / 'model'}")
+
+
+def summary_rows(workdir: pathlib.Path) -> list[dict[str, str]]:
+    """What the run reached and what it cost, a row each."""
+    evaluations, metrics = _rows(workdir, "evaluation"), _rows(workdir, "metrics")
+    rows = []
+    if evaluations:
+        first, last = evaluations[0], evaluations[-1]
+        rows.append((f"held-out accuracy after step {first['step']}", f"{first['accuracy']:.3f}"))
+        rows.append((f"held-out accuracy after step {last['step']}", f"{last['accuracy']:.3f}"))
+    if metrics:
+        last = metrics[-1]
+        if evaluations and evaluations[-1]["step"] == last["step"]:
+            last = {**last, **evaluations[-1]}  # its totals include the evaluation itself
+        rows.append(("accept rate, last step", f"{last['reward/accept_rate']:.3f}"))
+        for name in ("prompts", "rollouts", "sampled_tokens", "trained_tokens", "updates"):
+            rows.append((name.replace("_", " "), f"{last[f'total/{name}']:,}"))
+        for phase in ("rollout", "reward", "allocation", "update", "evaluation"):
+            if f"total/seconds/{phase}" in last:
+                rows.append((f"seconds: {phase}", f"{last[f'total/seconds/{phase}']:.1f}"))
+    return [{"of the run": name, "": value} for name, value in rows]
+
+
+def plot_learning_curve(workdir: pathlib.Path) -> pathlib.Path | None:
+    """Held-out accuracy against rollouts; None for a run without evaluation."""
+    rows = _rows(workdir, "evaluation")
+    if not rows:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    axes.plot([r["total/rollouts"] for r in rows], [r["accuracy"] for r in rows], marker="o", markersize=4)
+    axes.set(xlabel="rollouts (pilots included)", ylabel="held-out accuracy", ylim=(0, 1), title=workdir.name)
+    axes.grid(alpha=0.3)
+    return _save(figure, workdir / "plots" / "accuracy_against_rollouts.png")
+
+
+def plot_allocation(workdir: pathlib.Path, last_steps: int = 10) -> pathlib.Path | None:
+    """Samples a prompt got against the accept rate it was believed to have, in the last steps."""
+    rows = _rows(workdir, "allocation")[-last_steps:]
+    if not rows:
+        return None
+    rate, count, norm = (
+        np.concatenate([row[column] for row in rows])
+        for column in ("believed_accept_rate", "count", "believed_gradient_norm")
+    )
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    points = axes.scatter(rate, count, c=norm, s=14, alpha=0.7, cmap="viridis", linewidths=0)
+    figure.colorbar(points, label="believed gradient norm")
+    axes.set(
+        xlabel="believed accept rate", ylabel="samples", xlim=(0, 1), ylim=(0, None),
+        title=f"{workdir.name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}",
+    )  # fmt: skip
+    axes.grid(alpha=0.3)
+    return _save(figure, workdir / "plots" / "allocation_against_accept_rate.png")
+
+
+def _rows(workdir: pathlib.Path, table: str) -> list[dict]:
+    return read_rows(workdir, table) if (workdir / f"{table}.jsonl").exists() else []
+
+
+def _save(figure, path: pathlib.Path) -> pathlib.Path:
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
+    return path
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2 or not (pathlib.Path(sys.argv[1]) / "config.json").is_file():
+        sys.exit("usage: python -m gvm_jax.report WORKDIR (the folder of a run)")
+    show(pathlib.Path(sys.argv[1]))

@@ -1,0 +1,139 @@
+"""Train a reasoner: `python -m gvm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart`.
+
+The same command resumes an interrupted run. Fields are overridden as `--config.section.field=value`.
+"""
+
+import dataclasses
+import pathlib
+import sys
+
+import jax
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from gvm_jax import report
+from gvm_jax.config import ConfigError, validate
+from gvm_jax.data import DataError
+from gvm_jax.models.config import ModelError
+from gvm_jax.rewards import VerifierFailure
+from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
+from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.training.journal import Journal, Totals
+from gvm_jax.training.run import Run, describe_run
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-ARGUMENT of the config file.")
+
+
+def train(config, workdir: pathlib.Path) -> None:
+    """Train until `config.steps` steps are done, from the workdir's newest checkpoint if it has one.
+
+    Raises:
+      ConfigError, DataError, ModelError: bad input, before any device work.
+      VerifierFailure: the grader failed on too many answers.
+      FloatingPointError: the loss or its gradient is not finite.
+      Preempted: on SIGTERM or Ctrl-C, once a checkpoint is saved.
+    """
+    validate(config)
+    with StopSignal() as stop, Run(config, stop.check) as run:
+        claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
+        print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
+        checkpointer = Checkpointer(workdir, config.checkpoint.every, config.checkpoint.keep)
+        state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
+        if extra and extra["data"] != run.prompts.fingerprint():
+            raise ConfigError(
+                f"data.path = {config.data.path!r}: not the data that {workdir} was trained on so far, so its "
+                "statistics would belong to other prompts; restore the file or use another --workdir"
+            )
+        totals = Totals(**extra.get("totals", {}))
+        if totals.steps >= config.steps:
+            print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
+        journal = Journal(workdir, config.steps, totals, resume_step, active=jax.process_index() == 0)
+        try:
+            loop(config, run, state, journal, checkpointer)
+        finally:
+            journal.close()
+            checkpointer.close()
+
+
+def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) -> None:
+    """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
+
+    def save(force: bool) -> None:
+        extra = {"totals": dataclasses.asdict(journal.totals), "data": run.prompts.fingerprint()}
+        checkpointer.save(journal.totals.steps, state, extra, force=force)
+
+    try:
+        for step in range(journal.totals.steps, config.steps + 1):
+            if run.held_out and (step % config.evaluation.every == 0 or step == config.steps):
+                if not journal.evaluated(step):
+                    run.timer.reset()
+                    journal.evaluation(step, run.evaluate(state), run.timer.seconds)
+            journal.show()
+            if step == config.steps:
+                break
+            run.timer.reset()
+            prompt_ids = np.asarray(state.prompt_ids)
+            state, graded = run.collect(state)  # counts -> rollouts -> rewards
+            with run.timer("update"):  # -> new state, with the next prompts' counts
+                state, metrics = run.train_step(state, graded.rollouts, graded.scores, run.stream[step + 1])
+                metrics = jax.device_get(metrics)
+            journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
+            save(force=step + 1 == config.steps)
+    except Preempted:
+        save(force=True)
+        raise
+
+
+def default_workdir(config_path: str) -> pathlib.Path:
+    """`configs/quickstart.py:raft` -> `runs/quickstart-raft`."""
+    path, _, argument = config_path.partition(":")
+    name = pathlib.Path(path).stem
+    return pathlib.Path("runs") / (f"{name}-{argument}" if argument else name)
+
+
+def next_command(config_path: str) -> str:
+    """The run to compare this one with: the same config with or without variance-minimising counts."""
+    path, _, argument = config_path.partition(":")
+    other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
+    overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
+    return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parse flags; an unknown config field ends with one line."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
+            error = error.args[0]
+        reason = " ".join(str(error.args[0]).split())
+        sys.exit(f"error: a --config.FIELD flag names no field: {reason} (configs/default.py lists the fields)")
+
+
+def main(argv) -> None:
+    """Parse flags, train, report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not pathlib.Path(config_path.partition(":")[0]).is_file():
+        sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
+    config = _CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
+    logging.set_verbosity(logging.WARNING)
+    try:
+        train(config, workdir)
+    except (ConfigError, DataError, ModelError, VerifierFailure, FloatingPointError, OSError) as error:
+        sys.exit(f"error: {error}")
+    except Preempted as stopped:
+        print(stopped, file=sys.stderr)
+        sys.exit(EXIT_CODE)
+    if jax.process_index() == 0:
+        report.show(workdir)
+        print(f"next        {next_command(config_path)}")
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main, flags_parser=parse_flags)

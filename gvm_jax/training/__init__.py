@@ -1,0 +1,1 @@
+"""Training: objectives and advantages, per-sample gradient norms, the state, and the one jitted step."""

@@ -1,0 +1,172 @@
+"""The record of a run: what it has cost so far and the metrics of each step, the same fields for every strategy."""
+
+import dataclasses
+import math
+import pathlib
+
+import numpy as np
+from absl import logging
+
+from gvm_jax.rewards import Status
+from gvm_jax.runtime.metrics import MetricsWriter, read_rows
+from gvm_jax.runtime.progress import ProgressPrinter
+from gvm_jax.training.run import Graded
+from gvm_jax.training.step import StepMetrics
+
+MAX_TRUNCATED = 0.2  # share of cut responses above which their zero rewards are worth a warning
+
+
+@dataclasses.dataclass
+class Totals:
+    """Cumulative since the first step; in every line of the metrics and in every checkpoint."""
+
+    steps: int = 0
+    prompts: int = 0  # prompts sampled, counted at each visit
+    rollouts: int = 0  # pilots included, evaluation not
+    sampled_tokens: int = 0  # response tokens of these rollouts
+    trained_tokens: int = 0  # response tokens that had a gradient
+    updates: int = 0  # optimizer updates
+    seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by phase
+
+    def add(self, graded: Graded, metrics: StepMetrics, updates: int, seconds: dict[str, float]) -> None:
+        """Add one step."""
+        self.steps += 1
+        self.prompts += len(metrics.counts)
+        self.rollouts += len(graded.verdicts)
+        self.sampled_tokens += int(graded.rollouts.response_lengths.sum())
+        self.trained_tokens += int(metrics.trained_tokens)
+        self.updates += updates
+        self.add_seconds(seconds)
+
+    def add_seconds(self, seconds: dict[str, float]) -> None:
+        """Add the time of some phases."""
+        for phase, spent in seconds.items():
+            self.seconds[phase] = self.seconds.get(phase, 0.0) + spent
+
+    def scalars(self) -> dict[str, float]:
+        """As metrics, `total/...`."""
+        fields = dataclasses.asdict(self)
+        by_phase = {f"total/seconds/{phase}": spent for phase, spent in fields.pop("seconds").items()}
+        total = {"total/seconds": sum(self.seconds.values())}
+        return {f"total/{name}": value for name, value in fields.items()} | total | by_phase
+
+
+def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]) -> dict[str, float]:
+    """The metrics of one step (host arrays), without the totals."""
+    rollouts, statuses = graded.rollouts, [verdict.status for verdict in graded.verdicts]
+    info = metrics.allocation
+    return {
+        "reward/mean": graded.scores.mean(),
+        "reward/accept_rate": (graded.scores > 0).mean(),
+        **{f"reward/{status.value}": statuses.count(status) / len(statuses) for status in Status},
+        "rollout/response_tokens": rollouts.response_lengths.mean(),
+        "rollout/truncated": 1.0 - rollouts.stopped.mean(),
+        "rollout/logprob_mismatch": metrics.mismatch,
+        "rollout/logprob_mismatch_max": metrics.max_mismatch,
+        "train/loss": metrics.loss,
+        "train/gradient_norm": metrics.gradient_norm,
+        "train/clip_fraction": metrics.clip_fraction,
+        "train/kl": metrics.kl,
+        "allocation/min_count": metrics.counts.min(),
+        "allocation/max_count": metrics.counts.max(),
+        "allocation/prompts_without_accepted": (metrics.prompt_accept_rate == 0).mean(),
+        "allocation/measured_norms": metrics.measured_norms,
+        "allocation/variance_ratio": info.variance_ratio,
+        "allocation/ideal_variance_ratio": info.ideal_variance_ratio,
+        **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
+    }
+
+
+def allocation_columns(prompt_ids: np.ndarray, metrics: StepMetrics) -> dict[str, np.ndarray]:
+    """A row for each prompt of the step: what was believed of it, what it got, what came of it."""
+    return {
+        "prompt_id": prompt_ids,
+        "count": metrics.counts,
+        "believed_accept_rate": metrics.allocation.accept_rate,
+        "believed_gradient_norm": metrics.allocation.gradient_norm,
+        "accept_rate": metrics.prompt_accept_rate,
+    }
+
+
+class Journal:
+    """Writes `metrics.jsonl`, `evaluation.jsonl` and `allocation.jsonl`, and prints a line a step.
+
+    Args:
+      workdir: folder of the run.
+      steps: steps of the whole run.
+      totals: where the run stands; changed in place.
+      resume_step: the checkpoint that the run goes on from; None = from the start.
+      active: False on all processes but the first.
+    """
+
+    def __init__(self, workdir: pathlib.Path, steps: int, totals: Totals, resume_step: int | None, active: bool):
+        self.totals = totals
+        self._writer = MetricsWriter(workdir, resume_step, active)
+        self._progress = ProgressPrinter(steps, active)
+        self._line: dict[str, float] = {}
+        self._warned = False
+        self._accuracy: dict[int, float] = {}
+        if resume_step is not None and (workdir / "evaluation.jsonl").exists():
+            rows = read_rows(workdir, "evaluation")
+            rows = [row for row in rows if row["step"] <= resume_step]
+            self._accuracy = {row["step"]: row["accuracy"] for row in rows}
+            if rows:  # a checkpoint is older than the evaluation of its step
+                totals.seconds["evaluation"] = rows[-1]["total/seconds/evaluation"]
+
+    def close(self) -> None:
+        """Close the files."""
+        self._writer.close()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the policy after `step` steps has been evaluated, before an interruption too."""
+        return step in self._accuracy
+
+    def evaluation(self, step: int, accuracy: float, seconds: dict[str, float]) -> None:
+        """Record a held-out accuracy."""
+        self.totals.add_seconds(seconds)
+        self._accuracy[step] = accuracy
+        self._writer.write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
+
+    def step(
+        self,
+        prompt_ids: np.ndarray,
+        graded: Graded,
+        metrics: StepMetrics,
+        updates: int,
+        seconds: dict[str, float],
+    ) -> None:
+        """Record a step that was trained.
+
+        Raises:
+          FloatingPointError: its loss or gradient is not finite; nothing is recorded.
+        """
+        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
+            raise FloatingPointError(
+                f"step {self.totals.steps + 1}: loss {metrics.loss}, gradient norm {metrics.gradient_norm}; the last "
+                "checkpoint is whole. Lower optimizer.learning_rate, or compute in float32 (model.compute_dtype)"
+            )
+        self.totals.add(graded, metrics, updates, seconds)
+        self._line = step_scalars(graded, metrics, seconds)
+        step = self.totals.steps
+        self._writer.write(step, {**self._line, **self.totals.scalars()})
+        self._writer.write_rows("allocation", step, allocation_columns(prompt_ids, metrics))
+        if self._line["rollout/truncated"] > MAX_TRUNCATED and not self._warned:
+            self._warned = True
+            logging.warning(
+                "step %d: %.0f %% of the responses were cut at rollout.max_new_tokens and score 0; raise it if they "
+                "are not mere rambling", step, 100 * self._line["rollout/truncated"],
+            )  # fmt: skip
+
+    def show(self) -> None:
+        """Print the line of the step that was done last."""
+        line, totals = self._line, self.totals
+        self._progress.step(
+            totals.steps,
+            reward=line.get("reward/mean"),
+            accept_rate=line.get("reward/accept_rate"),
+            held_out_accuracy=self._accuracy.get(totals.steps),
+            rollouts=totals.rollouts,
+            tokens=totals.sampled_tokens,
+            updates=totals.updates,
+            seconds=sum(spent for name, spent in line.items() if name.startswith("seconds/")),
+        )

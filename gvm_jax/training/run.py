@@ -1,0 +1,234 @@
+"""The parts of a run, built from its config: data, model, rollout engine, grader and the jitted step."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from gvm_jax.allocation.allocator import Allocator
+from gvm_jax.config import ConfigError
+from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
+from gvm_jax.models.config import Qwen2Config, model_folder
+from gvm_jax.models.qwen2 import Model
+from gvm_jax.models.sharding import BATCH_AXES, param_shardings, replicated
+from gvm_jax.models.weights import load_params
+from gvm_jax.rewards import MathGrader, Verdict
+from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.keys import run_key
+from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.timing import PhaseTimer
+from gvm_jax.training.gradient_norms import GradientNormSettings, split_params
+from gvm_jax.training.objectives import Objective
+from gvm_jax.training.state import TrainState, init_state, make_optimizer, state_shardings
+from gvm_jax.training.step import TrainStep
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """Rollouts with their grades, row by row."""
+
+    rollouts: Rollouts
+    verdicts: list[Verdict]
+
+    @property
+    def scores(self) -> np.ndarray:
+        """float32[N]."""
+        return np.array([verdict.score for verdict in self.verdicts], np.float32)
+
+
+class Run:
+    """Everything that a run is made of but its state. A context manager: it owns the grader's processes.
+
+    All that needs no device comes first, so that bad input is an error before any device work.
+
+    Args:
+      config: validated.
+      check_interrupt: called between blocks of sampling; may raise to give up.
+    """
+
+    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
+        self.config, self.timer, self._check_interrupt = config, PhaseTimer(), check_interrupt
+        folder = model_folder(config.model.path)
+        network = Qwen2Config.from_folder(folder)
+        self._folder = folder
+        self.tokenizer = load_tokenizer(str(folder))
+        stop_ids = stop_token_ids(self.tokenizer, str(folder), config.rollout.stop_tokens)
+        settings = RolloutSettings.from_config(config)
+        allocator = Allocator.from_config(config.allocation)
+        rewards = config.rewards
+        self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
+        try:
+            self.prompts = self._load_prompts("data")
+            self.stream = PromptStream(self.prompts.ids, config.prompts_per_step, config.seed)
+            self.held_out = self._load_prompts("evaluation") if config.evaluation.path else None
+
+            self.mesh = make_mesh(config.mesh)
+            shards = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
+            if config.optimizer.micro_batch % shards:
+                raise ConfigError(
+                    f"optimizer.micro_batch = {config.optimizer.micro_batch}: must be divisible by mesh.data × "
+                    f"mesh.fsdp = {shards}, the devices that share a batch; use a multiple of {shards}"
+                )
+            dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
+            self.model = Model(network, dtype, config.model.remat)
+            split_params(self.model.abstract_params, config.gradient_norms.parameters)  # names must match
+            self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
+            self._build_step(config, allocator)
+        except BaseException:
+            self.grader.close()
+            raise
+
+    def __enter__(self) -> "Run":
+        """The run."""
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Ends the grader's processes."""
+        self.grader.close()
+
+    def _load_prompts(self, name: str) -> PromptSet:
+        """Prompts of the section `data` or `evaluation`; columns and templates are those of `data` for both."""
+        section, data = self.config[name], self.config.data
+        rows = load_rows(
+            section.path, section.subset, section.split, data.problem_column, data.answer_column, data.answer_after,
+            section=name,
+        )  # fmt: skip
+        rows = rows[: section.get("prompts", len(rows))]
+        prompts = build_prompts(rows, self.tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
+        return prompts.drop(~self.grader.parses(prompts.golds), "reference answer that the verifier cannot read")
+
+    def _build_step(self, config, allocator: Allocator) -> None:
+        self._optimizer = make_optimizer(config.optimizer)
+        pilots = config.allocation.pilot_samples if config.allocation.mode == "pilot" else 0
+        self._step = TrainStep(
+            model=self.model,
+            mesh=self.mesh,
+            optimizer=self._optimizer,
+            objective=Objective.from_config(config.objective),
+            allocator=allocator,
+            norms=GradientNormSettings.from_config(config.gradient_norms),
+            prompts_per_step=config.prompts_per_step,
+            rollouts_per_step=config.rollouts_per_step,
+            pilot_samples=pilots,
+            pilot_weight=config.allocation.pilot_weight,
+            updates_per_step=config.optimizer.updates_per_step,
+            micro_batch=config.optimizer.micro_batch,
+            logprob_chunk=config.optimizer.logprob_chunk,
+            temperature=config.rollout.temperature,
+            seed=config.seed,
+        )
+        self.abstract_state = jax.eval_shape(self._new_state, self.model.abstract_params)
+        self.shardings = state_shardings(self.model, self.mesh, self._optimizer, self.abstract_state)
+        self.abstract_state = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self.abstract_state, self.shardings,
+        )  # fmt: skip
+        everywhere = replicated(self.mesh)
+        self.train_step = jax.jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
+        self._after_pilot = jax.jit(self._step.after_pilot, out_shardings=everywhere)
+
+    def _new_state(self, params) -> TrainState:
+        first = jnp.asarray(self.stream[0])
+        state = init_state(
+            params, self._optimizer, self.prompts.num_rows, first, jnp.zeros_like(first),
+            keep_reference=self.config.objective.kl_coefficient > 0,
+        )  # fmt: skip
+        return state.replace(counts=self._step.allocate(state.statistics, first)[0])
+
+    def initial_state(self) -> TrainState:
+        """The state before the first step, with the weights of `model.path`."""
+        params = load_params(self.model, self._folder, param_shardings(self.model, self.mesh))
+        return jax.jit(self._new_state, donate_argnums=0, out_shardings=self.shardings)(params)
+
+    def collect(self, state: TrainState) -> tuple[TrainState, Graded]:
+        """Samples and grades the prompts of a step: in pilot mode pilots first, then what they allocate.
+
+        Returns the state that the train step takes (statistics and counts may have moved on) and the rollouts.
+        """
+        key = run_key(self.config.seed, "rollouts", int(state.step))
+        temperature = self.config.rollout.temperature
+        ids = np.asarray(state.prompt_ids)
+        pilots = self._step.pilot_samples
+        if not pilots:
+            return state, self._sample(state, self.prompts, ids, np.asarray(state.counts), key, temperature, 0)
+        every = np.full(len(ids), pilots, np.int32)
+        pilot = self._sample(state, self.prompts, ids, every, key, temperature, 0)
+        with self.timer("allocation"):
+            observed, counts = self._after_pilot(state, pilot.rollouts, pilot.scores)
+            state = state.replace(statistics=observed, counts=counts)
+            counts = np.asarray(counts)
+        fresh = self._sample(state, self.prompts, ids, counts, key, temperature, pilots)
+        rollouts = Rollouts.concatenate(pilot.rollouts, fresh.rollouts)
+        return state, Graded(rollouts, pilot.verdicts + fresh.verdicts)
+
+    def evaluate(self, state: TrainState) -> float:
+        """Accuracy of one sample for each held-out prompt, drawn with the same random numbers every time."""
+        key = run_key(self.config.seed, "evaluation", 0)
+        every = np.ones(len(self.held_out), np.int32)
+        temperature = self.config.evaluation.temperature
+        graded = self._sample(
+            state,
+            self.held_out,
+            self.held_out.ids,
+            every,
+            key,
+            temperature,
+            0,
+            phases=("evaluation", "evaluation"),
+        )
+        return float(graded.scores.mean())
+
+    def _sample(
+        self,
+        state,
+        prompts: PromptSet,
+        ids,
+        counts,
+        key,
+        temperature,
+        first_sample,
+        phases=("rollout", "reward"),
+    ) -> Graded:
+        """Samples prompts; each response goes to the grader while others still decode."""
+        positions = prompts.positions_of(ids)
+        gold_of_row = np.repeat(positions, counts)
+        pending = [None] * len(gold_of_row)
+
+        def submit(row: int, response: np.ndarray) -> None:
+            text = self.tokenizer.decode(response, skip_special_tokens=True)
+            pending[row] = self.grader.submit(text, prompts.golds[gold_of_row[row]])
+
+        with self.timer(phases[0]):
+            rollouts = self.engine.sample(
+                state.params, [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+                on_finished=submit, check_interrupt=self._check_interrupt,
+            )  # fmt: skip
+        with self.timer(phases[1]):
+            return Graded(rollouts, self.grader.collect(pending))
+
+
+def describe_run(run: Run) -> list[str]:
+    """What a person wants to know before the first step, a line each."""
+    config = run.config
+    parameters = sum(x.size for x in jax.tree.leaves(run.model.abstract_params))
+    lines = [
+        f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {run.dtype_reason}",
+        f"data      {_describe(config.data.path, run.prompts)}; an epoch is {run.stream.steps_per_epoch} steps",
+    ]
+    if run.held_out:
+        lines.append(f"held out  {_describe(config.evaluation.path, run.held_out)}")
+    return [
+        *lines,
+        f"step      {config.prompts_per_step} prompts, {config.rollouts_per_step} rollouts, "
+        f"{config.optimizer.updates_per_step} updates; {config.objective.algorithm}, "
+        f"allocation {config.allocation.strategy} ({config.allocation.mode})",
+        f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items()),
+    ]
+
+
+def _describe(path: str, prompts: PromptSet) -> str:
+    dropped = "".join(f"; dropped {rows}: {reason}" for reason, rows in prompts.dropped.items())
+    return f"{path}: {len(prompts)} prompts{dropped}"

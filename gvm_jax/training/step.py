@@ -1,0 +1,225 @@
+"""The train step: one jitted program from rollouts and rewards to the new state and the next step's counts."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, PyTree
+
+from gvm_jax.allocation import statistics
+from gvm_jax.allocation.allocator import AllocationInfo, Allocator
+from gvm_jax.allocation.statistics import PromptStatistics
+from gvm_jax.models.logprobs import response_logprobs
+from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.sharding import batch_sharding
+from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.keys import run_key
+from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms, wanted_samples
+from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, segment_sum
+from gvm_jax.training.state import TrainState
+
+
+@struct.dataclass
+class StepMetrics:
+    """What a step reports; scalars but for the arrays by prompt of the step."""
+
+    loss: Float[Array, ""]  # mean over the step's updates
+    gradient_norm: Float[Array, ""]  # global norm before the clip, mean over updates
+    clip_fraction: Float[Array, ""]  # tokens with a clipped importance ratio
+    kl: Float[Array, ""]  # mean estimate a token
+    mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
+    max_mismatch: Float[Array, ""]
+    trained_tokens: Float[Array, ""]  # response tokens that were trained on
+    measured_norms: Int[Array, ""]  # fresh samples whose gradient norm was computed
+    prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples
+    counts: Int[Array, " m"]  # fresh samples of each prompt of this step
+    allocation: AllocationInfo  # what these counts rest on
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """The step's static parts. `pilot_samples` is 0 in online mode."""
+
+    model: Model
+    mesh: Mesh
+    optimizer: optax.GradientTransformation
+    objective: Objective
+    allocator: Allocator
+    norms: GradientNormSettings
+    prompts_per_step: int
+    rollouts_per_step: int
+    pilot_samples: int
+    pilot_weight: float
+    updates_per_step: int
+    micro_batch: int
+    logprob_chunk: int
+    temperature: float
+    seed: int
+
+    @property
+    def pilot_rollouts(self) -> int:
+        """Rows of the step's rollouts that are pilots; they come first."""
+        return self.prompts_per_step * self.pilot_samples
+
+    def __call__(
+        self,
+        state: TrainState,
+        rollouts: Rollouts,
+        rewards: Float[Array, " N"],
+        next_prompt_ids: Int[Array, " m"],
+    ) -> tuple[TrainState, StepMetrics]:
+        """Update the policy on the step's N samples and allocate the next step's.
+
+        Args:
+          state: whose `prompt_ids` were sampled; its buffers may be donated.
+          rollouts: pilots first (in pilot mode), then the fresh samples; `group` indexes `state.prompt_ids`.
+          rewards: of each row; positive = accepted.
+          next_prompt_ids: prompts of the next step.
+        """
+        m = self.prompts_per_step
+        _, info = self.allocate(state.statistics, state.prompt_ids)  # as the last step did, for the metrics
+        pilots, samples = self.pilot_rollouts, rollouts.group.shape[0]
+        fresh = jax.tree.map(lambda x: x[pilots:], rollouts)
+        # Pilots were added when they came in, and with them the visit's decay.
+        decay = 1.0 if pilots else self.allocator.decay
+        observed, measured = self.observe(state, fresh, rewards[pilots:], decay)
+
+        # Pilots and fresh samples of a prompt are two estimates, mixed by a constant: pooled they would be biased,
+        # because the number of fresh samples depends on the pilots' rewards.
+        is_fresh = jnp.arange(samples) >= pilots
+        segments = rollouts.group + m * is_fresh if pilots else rollouts.group
+        mix = jnp.where(is_fresh, 1.0 - self.pilot_weight, self.pilot_weight) if pilots else jnp.ones(samples)
+        terms = self.objective.sample_terms(rewards, segments, m * (2 if pilots else 1), mix)
+        params, opt_state, sums, norms = self._update(state, rollouts, terms)
+
+        next_counts, _ = self.allocate(observed, next_prompt_ids)
+        tokens = jnp.maximum(sums.tokens.sum(), 1.0)
+        metrics = StepMetrics(
+            loss=jnp.mean(sums.loss / sums.denominator),
+            gradient_norm=jnp.mean(norms),
+            clip_fraction=sums.clipped.sum() / tokens,
+            kl=sums.kl.sum() / tokens,
+            mismatch=sums.mismatch[0] / sums.tokens[0],
+            max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
+            trained_tokens=sums.tokens.sum(),
+            measured_norms=measured,
+            prompt_accept_rate=segment_sum(1.0 * (rewards[pilots:] > 0), fresh.group, m) / state.counts,
+            counts=state.counts,
+            allocation=info,
+        )
+        state = state.replace(
+            step=state.step + 1, params=params, opt_state=opt_state, statistics=observed,
+            prompt_ids=next_prompt_ids, counts=next_counts,
+        )  # fmt: skip
+        return state, metrics
+
+    def after_pilot(
+        self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " N"]
+    ) -> tuple[PromptStatistics, Int[Array, " m"]]:
+        """Statistics and counts of the step's prompts once their pilots are known; a jitted program of its own."""
+        observed, _ = self.observe(state, rollouts, rewards, self.allocator.decay)
+        counts, _ = self.allocate(observed, state.prompt_ids)
+        return observed, counts
+
+    def allocate(
+        self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]
+    ) -> tuple[Int[Array, " m"], AllocationInfo]:
+        """Samples of each prompt: all of the step's rollouts but the pilots."""
+        valid = jnp.ones(prompt_ids.shape, bool)
+        return self.allocator.next_counts(
+            prompt_statistics, prompt_ids, valid, self.rollouts_per_step - self.pilot_rollouts
+        )
+
+    def observe(
+        self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " R"], decay: float
+    ) -> tuple[PromptStatistics, Int[Array, ""]]:
+        """The statistics with some rollouts of the step added, and how many gradient norms were measured.
+
+        Rows must be ordered by prompt.
+        """
+        m = self.prompts_per_step
+        accepted = rewards > 0
+        norm_sum, norm_count = jnp.zeros(m), jnp.zeros(m)
+        if self.allocator.strategy.uses_gradient_norm:
+            rows, wanted = wanted_samples(accepted, rollouts.group, self.norms.max_samples)
+            norms = per_sample_gradient_norms(
+                self.model, state.params, rollouts, rows, wanted, self.norms, self.temperature, self.logprob_chunk
+            )
+            norm_sum = segment_sum(norms**2, rollouts.group[rows], m)
+            norm_count = segment_sum(wanted.astype(jnp.float32), rollouts.group[rows], m)
+        observed = statistics.update(
+            state.statistics,
+            state.prompt_ids,
+            segment_sum(accepted.astype(jnp.float32), rollouts.group, m),
+            segment_sum(jnp.ones_like(rewards), rollouts.group, m),
+            norm_sum,
+            norm_count,
+            decay,
+        )
+        return observed, norm_count.sum().astype(jnp.int32)
+
+    def _update(
+        self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
+    ) -> tuple[Params, PyTree, LossSums, Float[Array, " U"]]:
+        """`updates_per_step` optimizer updates, each on an equal random share of the rows."""
+        batches = self._micro_batches(state, rollouts, terms)
+        prompts_per_sample = self.prompts_per_step / rollouts.group.shape[0]
+
+        def loss(params, batch: Rollouts, batch_terms: SampleTerms):
+            reference = None
+            if state.reference is not None:
+                reference = jax.lax.stop_gradient(self._logprobs(state.reference, batch))
+            sums = self.objective.loss_sums(
+                self._logprobs(params, batch), batch.logprobs, reference, batch_terms, batch.response_lengths,
+                self.objective.denominator(
+                    batch_terms, batch.response_lengths, batch.max_response, prompts_per_sample
+                ),
+            )  # fmt: skip
+            return sums.loss, sums
+
+        def micro_step(carry, batch):
+            params, gradients = carry
+
+            def train():
+                more, sums = jax.grad(loss, has_aux=True)(params, *batch)
+                return jax.tree.map(jnp.add, gradients, more), sums
+
+            def skip():
+                zeros = LossSums(*[jnp.zeros(())] * len(LossSums.__dataclass_fields__))
+                lengths, max_response = batch[0].response_lengths, batch[0].max_response
+                denominator = self.objective.denominator(batch[1], lengths, max_response, prompts_per_sample)
+                return gradients, zeros.replace(denominator=denominator)
+
+            gradients, sums = jax.lax.cond(self.objective.has_gradient(batch[1]).any(), train, skip)
+            return (params, gradients), sums
+
+        def update(carry, update_batches):
+            params, opt_state = carry
+            zeros = jax.tree.map(jnp.zeros_like, params)
+            (_, gradients), per_micro = jax.lax.scan(micro_step, (params, zeros), update_batches)
+            sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
+            gradients = jax.tree.map(lambda g: g / sums.denominator, gradients)
+            updates, opt_state = self.optimizer.update(gradients, opt_state, params)
+            return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients))
+
+        (params, opt_state), (sums, norms) = jax.lax.scan(update, (state.params, state.opt_state), batches)
+        return params, opt_state, sums, norms
+
+    def _micro_batches(self, state: TrainState, rollouts: Rollouts, terms: SampleTerms):
+        """Rows as [updates, micro-batches, rows]: shuffled over updates; those without a gradient come last."""
+        rows = rollouts.group.shape[0]
+        key = run_key(self.seed, "mini_batches", state.step)
+        order = jax.random.permutation(key, rows).reshape(self.updates_per_step, -1)
+        idle_last = jnp.argsort(~self.objective.has_gradient(terms)[order], axis=1, stable=True)
+        order = jnp.take_along_axis(order, idle_last, axis=1).reshape(self.updates_per_step, -1, self.micro_batch)
+        sharding = batch_sharding(self.mesh, leading=2)
+        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[order], sharding), (rollouts, terms))
+
+    def _logprobs(self, params: Params, batch: Rollouts) -> Float[Array, "B T"]:
+        return response_logprobs(
+            self.model.bind(params), batch.tokens, batch.prompt_lengths, batch.response_lengths,
+            batch.max_response, self.temperature, self.logprob_chunk,
+        )  # fmt: skip

@@ -1,0 +1,111 @@
+import json
+
+import numpy as np
+import pytest
+from tokenizers import pre_tokenizers
+
+from gvm_jax.data import DataError, Row, build_prompts, load_tokenizer
+
+ROWS = [Row("1+1?", "2"), Row("What is {x} if x = 3? " * 5, "3"), Row("Sum \\frac{1}{2}", "1/2")]
+BYTE_IDS = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+
+
+@pytest.fixture
+def tokenizer(chat_folder):
+    return load_tokenizer(str(chat_folder))
+
+
+def by_hand(text):
+    """The ids of ASCII text: printable bytes are their own symbols, space and newline have others."""
+    return [BYTE_IDS[{" ": "Ġ", "\n": "Ċ"}.get(character, character)] for character in text]
+
+
+def user_turn(text):
+    return [257, *by_hand(f"user\n{text}"), 258, *by_hand("\n"), 257, *by_hand("assistant\n")]
+
+
+def test_prompts_are_the_chat_template_with_no_special_token_twice(tokenizer):
+    prompts = build_prompts(ROWS, tokenizer, "Be brief.", "{problem} Think.", 1000)
+    system = [257, *by_hand("system\nBe brief."), 258, *by_hand("\n")]
+    for position, row in enumerate(ROWS):
+        assert prompts.tokens[position].dtype == np.int32
+        assert prompts.tokens[position].tolist() == system + user_turn(row.problem + " Think.")
+    assert prompts.golds == ["2", "3", "1/2"] and prompts.ids.tolist() == [0, 1, 2] and prompts.num_rows == 3
+
+
+def test_an_empty_system_prompt_gives_no_system_message(tokenizer):
+    prompts = build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
+    assert prompts.tokens[0].tolist() == user_turn("1+1?")
+
+
+def test_braces_in_template_and_problem_are_kept(tokenizer):
+    prompts = build_prompts(ROWS, tokenizer, "", "Put {problem} in \\boxed{}.", 1000)
+    assert prompts.tokens[2].tolist() == user_turn("Put Sum \\frac{1}{2} in \\boxed{}.")
+
+
+def test_long_prompts_are_dropped_counted_and_leave_ids_alone(tokenizer):
+    limit = len(user_turn(ROWS[2].problem))
+    prompts = build_prompts(ROWS, tokenizer, "", "{problem}", limit)
+    assert prompts.ids.tolist() == [0, 2] and len(prompts) == 2
+    assert (prompts.problems, prompts.golds) == ([ROWS[0].problem, ROWS[2].problem], ["2", "1/2"])
+    assert prompts.num_rows == 3 and prompts.dropped == {"longer than data.max_prompt_tokens": 1}
+    assert len(build_prompts(ROWS, tokenizer, "", "{problem}", limit - 1)) == 1
+
+
+def test_positions_are_looked_up_by_prompt_id(tokenizer):
+    prompts = build_prompts(ROWS, tokenizer, "", "{problem}", 1000).drop([True, False, False], "unparsable")
+    assert prompts.positions_of(np.array([2, 1, 2])).tolist() == [1, 0, 1]
+    for missing in (0, 3, -1):
+        with pytest.raises(KeyError, match=str(missing)):
+            prompts.positions_of(np.array([1, missing]))
+
+
+def test_drop_adds_up_reasons_and_refuses_to_drop_all(tokenizer):
+    prompts = build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
+    assert prompts.drop(np.zeros(3, bool), "nothing").dropped == {}
+    fewer = prompts.drop(np.array([False, True, False]), "unparsable")
+    assert prompts.ids.tolist() == [0, 1, 2]  # the first set is as it was
+    fewer = fewer.drop(np.array([False, True]), "unparsable")
+    assert fewer.ids.tolist() == [0] and fewer.dropped == {"unparsable": 2}
+    with pytest.raises(DataError, match=r"3 rows.*unparsable.*2.*other.*1"):
+        fewer.drop(np.array([True]), "other")
+    with pytest.raises(ValueError, match="shape"):
+        prompts.drop(np.array([True]), "other")
+
+
+def test_a_limit_below_every_prompt_is_an_error_with_the_shortest_length(tokenizer):
+    with pytest.raises(DataError, match=rf"max_prompt_tokens = 5.*{len(user_turn('1+1?'))} tokens"):
+        build_prompts(ROWS, tokenizer, "", "{problem}", 5)
+
+
+def test_a_tokenizer_without_chat_template_is_an_error_that_says_what_to_do(tokenizer):
+    tokenizer.chat_template = None
+    with pytest.raises(DataError, match=r"no chat template.*chat_template.jinja"):
+        build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
+
+
+def test_a_user_template_without_the_problem_is_an_error(tokenizer):
+    with pytest.raises(DataError, match=r"data.user_template = 'Solve \{question\}'"):
+        build_prompts(ROWS, tokenizer, "", "Solve {question}", 1000)
+
+
+def test_a_template_that_refuses_the_messages_is_an_error_with_its_reason(tokenizer):
+    tokenizer.chat_template = "{{ raise_exception('no system role here') }}"
+    with pytest.raises(DataError, match=r"no system role here.*data.system_prompt"):
+        build_prompts(ROWS, tokenizer, "Be brief.", "{problem}", 1000)
+
+
+def test_characters_outside_the_vocabulary_are_an_error_not_a_shorter_prompt(chat_folder):
+    file = chat_folder / "tokenizer.json"
+    content = json.loads(file.read_text())
+    del content["model"]["vocab"]["?"]
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"Row 0 .*loses characters.*1\+1\?"):
+        build_prompts(ROWS, load_tokenizer(str(chat_folder)), "", "{problem}", 1000)
+
+
+def test_a_prompt_of_one_token_is_an_error(tokenizer):
+    tokenizer.chat_template = "{{ messages[0].content }}"
+    rows = [Row("12", "12"), Row("7", "7")]
+    with pytest.raises(DataError, match=r"Row 1 .*1 tokens; at least 2"):
+        build_prompts(rows, tokenizer, "", "{problem}", 1000)

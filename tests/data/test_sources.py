@@ -1,0 +1,218 @@
+import csv
+import json
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from gvm_jax.data import DataError, Row, load_rows
+
+RECORDS = [{"problem": "1+1?", "answer": "2"}, {"problem": 'Häuser, "3"\nand 4\u2028?', "answer": "7"}]
+ROWS = [Row("1+1?", "2"), Row('Häuser, "3"\nand 4\u2028?', "7")]
+
+
+def write_lines(path, records):
+    path.write_text("\n".join(json.dumps(record, ensure_ascii=False) for record in records), encoding="utf-8")
+    return str(path)
+
+
+def write_list(path, records):
+    path.write_text(json.dumps(records, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def write_parquet(path, records):
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(records), path)
+
+
+def write_csv(path, records):
+    with path.open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.DictWriter(stream, records[0].keys())
+        writer.writeheader()
+        writer.writerows(records)
+
+
+@pytest.fixture
+def no_hub(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("rows.jsonl", write_lines),
+        ("rows.json", write_lines),
+        ("rows.json", write_list),
+        ("rows.parquet", write_parquet),
+        ("rows.csv", write_csv),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path, name, write):
+    write(tmp_path / name, RECORDS)
+    assert load_rows(str(tmp_path / name)) == ROWS
+
+
+def test_a_folder_is_read_by_split_in_the_order_of_names(tmp_path):
+    write_lines(tmp_path / "train-00001-of-2.jsonl", [{"problem": "b", "answer": 1}])
+    write_lines(tmp_path / "train-00000-of-2.jsonl", [{"problem": "a", "answer": 1}])
+    write_lines(tmp_path / "my_test.jsonl", [{"problem": "c", "answer": 1}])
+    write_lines(tmp_path / "notrain.jsonl", [{"problem": "d", "answer": 1}])
+    (tmp_path / "train.md").write_text("not data")
+    problems = {split: [row.problem for row in load_rows(str(tmp_path), split=split)] for split in ("train", "test")}
+    assert problems == {"train": ["a", "b"], "test": ["c"]}
+    assert len(load_rows(str(tmp_path), split="")) == 4
+    with pytest.raises(DataError, match=r"data.split = 'dev'.*my_test.jsonl"):
+        load_rows(str(tmp_path), split="dev")
+
+
+def test_a_folder_without_data_files_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"no .json, .jsonl, .parquet, .csv file"):
+        load_rows(str(tmp_path))
+
+
+def test_a_local_path_wins_over_the_hub(tmp_path, monkeypatch, no_hub):
+    (tmp_path / "openai" / "gsm8k").mkdir(parents=True)
+    write_lines(tmp_path / "openai" / "gsm8k" / "train.jsonl", RECORDS)
+    monkeypatch.chdir(tmp_path)
+    assert load_rows("openai/gsm8k") == ROWS
+
+
+@pytest.mark.parametrize(
+    "path", ["/no/where", "./nowhere", "../nowhere", "~/no-such-folder", "data/rows.jsonl", "x.csv"]
+)
+def test_what_looks_local_but_is_not_there_is_never_looked_up_on_the_hub(path, no_hub):
+    with pytest.raises(DataError, match=r"evaluation.path = .*no such file or folder"):
+        load_rows(path, section="evaluation")
+
+
+def test_an_empty_path_and_a_foreign_file_are_errors(tmp_path, no_hub):
+    with pytest.raises(DataError, match=r"data.path is empty"):
+        load_rows("")
+    (tmp_path / "rows.txt").touch()
+    with pytest.raises(DataError, match=r"'.txt'; allowed are .json"):
+        load_rows(str(tmp_path / "rows.txt"))
+
+
+def test_a_hub_name_is_loaded_with_its_subset_and_split(monkeypatch):
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list([{"question": "1+1?", "answer": "so\n#### 2"}])
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    rows = load_rows("openai/gsm8k", "main", "test", problem_column="question", answer_after="####")
+    assert rows == [Row("1+1?", "2")]
+    load_rows("openai/gsm8k", problem_column="question")
+    assert asked == [
+        (("openai/gsm8k", "main"), {"split": "test"}),
+        (("openai/gsm8k", None), {"split": "train"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (ConnectionError("Couldn't reach it"), "is not reachable.*Couldn't reach it"),
+        (ValueError('Unknown split "x"'), "could not give it.*Unknown split"),
+    ],
+)
+def test_a_hub_that_fails_is_an_error_that_names_the_way_without_it(monkeypatch, error, words):
+    def load_dataset(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    with pytest.raises(DataError, match=rf"data.path = 'some/name'.*{words}.*a local .json"):
+        load_rows("some/name")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0, "0"),
+        (72, "72"),
+        (72.0, "72"),
+        (-0.5, "-0.5"),
+        (1e22, "1" + 22 * "0"),
+        ("72.0", "72.0"),
+        (" x \n", "x"),
+        (["1/2", "0.5"], "1/2"),
+        ([3.0], "3"),
+    ],
+)
+def test_answers_become_plain_text(tmp_path, value, text):
+    path = write_lines(tmp_path / "rows.jsonl", [{"problem": "?", "answer": value}])
+    assert load_rows(path) == [Row("?", text)]
+
+
+def test_numbers_in_parquet_become_plain_text(tmp_path):
+    write_parquet(tmp_path / "rows.parquet", [{"problem": "?", "answer": 72.0}, {"problem": "?", "answer": 0.25}])
+    assert [row.answer for row in load_rows(str(tmp_path / "rows.parquet"))] == ["72", "0.25"]
+
+
+@pytest.mark.parametrize("value", [None, "", "  ", [], [None], {"a": 1}, True, float("nan"), float("inf")])
+def test_a_row_without_answer_is_an_error_with_its_number_and_text(tmp_path, value):
+    path = write_lines(tmp_path / "rows.jsonl", [RECORDS[0], {"problem": "the bad one", "answer": value}])
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\): the answer.*problem: 'the bad one'"):
+        load_rows(path)
+
+
+@pytest.mark.parametrize("value", [None, "", " \n", 7, [{"role": "user"}]])
+def test_a_row_without_problem_is_an_error(tmp_path, value):
+    path = write_lines(tmp_path / "rows.jsonl", [RECORDS[0], {"problem": value, "answer": "the bad one"}])
+    with pytest.raises(DataError, match=r"row 1 \(counted from 0\): the problem.*the bad one"):
+        load_rows(path)
+
+
+def test_the_answer_is_what_follows_the_last_mark(tmp_path):
+    records = [
+        {"problem": "?", "answer": "#### 1 is wrong\n#### 1,234 "},
+        {"problem": "?", "answer": "no mark: 5"},
+    ]
+    assert load_rows(write_lines(tmp_path / "a.jsonl", records[:1]), answer_after="####") == [Row("?", "1,234")]
+    with pytest.raises(DataError, match=r"row 1 .*data.answer_after = '####'.*no mark: 5"):
+        load_rows(write_lines(tmp_path / "b.jsonl", records), answer_after="####")
+    with pytest.raises(DataError, match=r"row 0 .*answer is empty"):
+        load_rows(write_lines(tmp_path / "c.jsonl", [{"problem": "?", "answer": "5 ####"}]), answer_after="####")
+
+
+@pytest.mark.parametrize(("column", "field"), [("problem", "problem_column"), ("answer", "answer_column")])
+def test_a_missing_column_is_an_error_with_the_columns_found_and_the_first_row(tmp_path, column, field):
+    path = write_lines(tmp_path / "rows.jsonl", [{**RECORDS[0], "solution": "long " * 100}])
+    with pytest.raises(
+        DataError, match=rf"data.{field} = 'x'.*Columns found: problem, answer, solution.*1\+1"
+    ) as raised:
+        load_rows(path, **{field: "x"})
+    assert len(str(raised.value)) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("a.jsonl", ""), ("a.jsonl", "\n\n"), ("a.json", "[]"), ("a.csv", "problem,answer\n")]
+)
+def test_an_empty_data_set_is_an_error(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=r"data.path = .*holds no rows"):
+        load_rows(str(tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        (
+            "a.jsonl",
+            '{"problem": "?", "answer": 1}\n\n{"problem": "?", "answer"\n',
+            r"a.jsonl, line 3: malformed JSON",
+        ),
+        ("a.json", '[\n {"problem": "?"},\n {"problem" "?"}\n]', r"a.json, line 3: malformed JSON"),
+        ("a.json", '{\n "rows": []\n}', r"a.json, line 1: malformed JSON.*one list of objects"),
+        ("a.json", '[{"problem": "?", "answer": 1}, 5]', r"a.json, row 1 .*'5'"),
+        ("a.parquet", "not parquet", r"a.parquet cannot be read as .parquet"),
+    ],
+)
+def test_a_malformed_file_is_an_error_with_its_place(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(DataError, match=rf"data.path: .*{words}"):
+        load_rows(str(tmp_path / name))

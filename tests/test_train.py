@@ -1,0 +1,213 @@
+"""The whole loop on the quickstart's model: what it records, resuming to the bit, clean stops, bad input."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+import gvm_jax.train as train_module
+from configs import quickstart
+from gvm_jax.convert import convert
+from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.qwen2 import Model
+from gvm_jax.models.weights import load_params
+from gvm_jax.runtime.metrics import read_metrics, read_rows
+from gvm_jax.train import train
+
+ROOT = pathlib.Path(__file__).parent.parent
+OVERRIDES = {
+    "steps": 3,
+    "data.path": str(ROOT / "tests/sums.jsonl"),  # 16 problems: the third step comes back to the first ones
+    "prompts_per_step": 8,
+    "rollouts_per_step": 32,
+    "evaluation.prompts": 16,
+    "evaluation.every": 2,
+    "rollout.slots": 16,
+    "rollout.prefill_batch": 8,
+    "optimizer.micro_batch": 8,
+    "checkpoint.every": 1,
+    "gradient_norms.chunk": 8,
+}
+
+
+def small_config(argument="gvm_raft", **overrides):
+    config = quickstart.get_config(argument)
+    config.update_from_flattened_dict({**OVERRIDES, **overrides})
+    return config
+
+
+def command(workdir, *flags):
+    overrides = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
+    config = f"--config={ROOT / 'configs/quickstart.py'}"
+    return [sys.executable, "-m", "gvm_jax.train", config, f"--workdir={workdir}", *overrides, *flags]
+
+
+def environment():
+    return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+
+
+def final_state(workdir):
+    """Every array of the newest checkpoint, by its file's path: raw bytes tell of a single bit."""
+    newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
+    convert(workdir, workdir / "exported", "float32")
+    return newest, (workdir / "exported/model.safetensors").read_bytes()
+
+
+def without_times(rows):
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of three steps that nothing disturbed."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    train(small_config(), workdir)
+    return workdir
+
+
+def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch):
+    counts = []
+
+    class Watched(train_module.Run):
+        def collect(self, state):
+            counts.append((self.train_step._cache_size(), self.engine.compilations))
+            return super().collect(state)
+
+    monkeypatch.setattr(train_module, "Run", Watched)
+    train(small_config(), tmp_path)
+    assert counts == [(0, 3), (1, 3), (1, 3)]  # the evaluation before the first step compiled the sampler
+
+
+def test_metrics_account_for_everything(finished):
+    rows = read_metrics(finished)
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["total/rollouts"] == 32 * row["step"] and row["total/updates"] == 2 * row["step"]
+        assert row["total/prompts"] == 8 * row["step"]
+        assert 0 < row["total/trained_tokens"] < row["total/sampled_tokens"]
+        assert row["rollout/logprob_mismatch_max"] < 1e-4
+        assert row["reward/timeout"] == row["reward/error"] == 0
+        assert 0 < row["reward/mean"] < 1
+    assert [row["step"] for row in read_rows(finished, "evaluation")] == [0, 2, 3]
+    for row in read_rows(finished, "allocation"):
+        assert sum(row["count"]) == 32 and min(row["count"]) >= 1 and len(set(row["prompt_id"])) == 8
+    assert any(max(row["count"]) > 4 for row in read_rows(finished, "allocation")), "never left uniform"
+
+
+def test_the_run_leaves_its_config_checkpoints_and_plots(finished):
+    from gvm_jax import report
+
+    report.show(finished)
+    assert json.loads((finished / "config.json").read_text())["rollouts_per_step"] == 32
+    for name in ("accuracy_against_rollouts.png", "allocation_against_accept_rate.png"):
+        assert (finished / "plots" / name).stat().st_size > 5000
+    assert list((finished / "tensorboard").glob("events.*"))
+
+
+def test_an_exported_policy_is_a_model_folder(finished, tmp_path):
+    assert convert(finished, tmp_path / "model", "float32") == 3
+    model = Model(Qwen2Config.from_folder(tmp_path / "model"))
+    trained = load_params(model, tmp_path / "model")
+    base = load_params(model, quickstart.MODEL)
+    moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), trained, base))
+    assert 0 < max(moved) < 0.02
+    train(small_config(**{"model.path": str(tmp_path / "model"), "steps": 1}), tmp_path / "again")
+
+
+def test_stopping_between_steps_and_resuming_ends_in_the_same_bits(finished, tmp_path):
+    train(small_config(steps=1), tmp_path)
+    train(small_config(), tmp_path)
+    assert final_state(tmp_path) == final_state(finished)
+    assert without_times(read_metrics(tmp_path)) == without_times(read_metrics(finished))
+    evaluations = without_times(read_rows(tmp_path, "evaluation"))
+    assert [row for row in evaluations if row["step"] != 1] == without_times(read_rows(finished, "evaluation"))
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_the_same_command_finishes_to_the_same_bits(finished, tmp_path):
+    workdir = tmp_path / "run"
+    process = subprocess.Popen(
+        command(workdir), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.strip().startswith("1/3"):
+            process.send_signal(signal.SIGTERM)
+            break
+    lines += process.stdout.readlines()
+    assert process.wait(60) == 143, "".join(lines)
+    assert "the same command resumes the run" in "".join(lines)
+    done = subprocess.run(command(workdir), env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert final_state(workdir) == final_state(finished)
+    assert without_times(read_metrics(workdir)) == without_times(read_metrics(finished))
+
+
+@pytest.mark.parametrize("argument", ["raft", "grpo", "gvm_grpo"])
+def test_other_arguments_train(argument, tmp_path):
+    overrides = {"objective.kl_coefficient": 0.01} if argument == "grpo" else {}
+    train(small_config(argument, steps=1, **overrides), tmp_path)
+    (row,) = read_metrics(tmp_path)
+    assert np.isfinite(row["train/loss"]) and row["train/gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("strategy", ["gvm", "uniform"])
+def test_pilot_mode_trains_on_pilots_too(strategy, tmp_path):
+    pilot = {"allocation.mode": "pilot", "allocation.pilot_samples": 2, "allocation.strategy": strategy}
+    train(small_config(steps=2, **pilot), tmp_path)
+    rows = read_rows(tmp_path, "allocation")
+    assert all(sum(row["count"]) == 16 and min(row["count"]) >= 1 for row in rows)
+    assert [row["total/rollouts"] for row in read_metrics(tmp_path)] == [32, 64]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--config.rollout.page_siz=8"], "page_siz"),
+        (["--config.model.path=/nowhere"], "model.path='/nowhere' is not a folder"),
+        (["--config.data.path=/nowhere.jsonl"], "data.path"),
+        (["--config.rollouts_per_step=4"], "rollouts_per_step = 4: must be >= prompts_per_step"),
+        (["--config.data.max_prompt_tokens=1"], "data.max_prompt_tokens"),
+        (["--config.rollout.pages=3"], "rollout.pages = 3: cannot hold one sequence"),
+    ],
+    ids=lambda x: x[0] if isinstance(x, list) else "",
+)
+def test_bad_input_is_one_clear_line(flags, message, tmp_path):
+    done = subprocess.run(
+        command(tmp_path / "run", *flags), env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode != 0 and message in done.stderr
+    assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_a_run_that_could_not_start_leaves_the_workdir_free(tmp_path):
+    with pytest.raises(ValueError, match="nowhere"):
+        train(small_config(**{"data.path": "/nowhere.jsonl"}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_rows_under_the_same_name_are_refused_on_resume(tmp_path):
+    data = tmp_path / "rows.jsonl"
+    rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
+    data.write_text("\n".join(rows))
+    train(small_config(steps=1, **{"data.path": str(data)}), tmp_path / "run")
+    data.write_text("\n".join(rows[::-1]))
+    with pytest.raises(ValueError, match="not the data that"):
+        train(small_config(steps=2, **{"data.path": str(data)}), tmp_path / "run")
+
+
+def test_another_runs_workdir_is_refused(finished, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    done = subprocess.run(
+        command(copy, "--config.optimizer.learning_rate=0.1"), env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "optimizer.learning_rate: 0.0003 -> 0.1" in done.stderr
