@@ -38,6 +38,18 @@ def test_mesh():
     return make_mesh
 
 
+_LOWERED: list[str] = []
+jax.monitoring.register_event_duration_secs_listener(
+    lambda event, *_, **__: _LOWERED.append(event) if event.endswith("jaxpr_to_mlir_module_duration") else None
+)
+
+
+@pytest.fixture
+def compilations() -> list[str]:
+    """Grows by one for every program that is lowered, be it compiled or found in the persistent cache."""
+    return _LOWERED
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """(model, params, folder) of the random tiny Qwen2 with untied embeddings."""

@@ -97,11 +97,6 @@ class RolloutEngine:
             programs.decode, donate_argnums=(1, 2), out_shardings=(cache, everywhere, everywhere, everywhere)
         )
 
-    @property
-    def compilations(self) -> int:
-        """Programs compiled so far; constant once each has run."""
-        return sum(f._cache_size() for f in (self._prefill, self._admit, self._decode))
-
     def sample(
         self,
         params: Params,
