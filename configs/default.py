@@ -105,3 +105,18 @@ def get_config() -> ConfigDict:
     config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too
     config.checkpoint.keep = 2  # newest checkpoints kept
     return config.lock()
+
+
+METHODS = {  # argument of the other config files -> (objective.algorithm, allocation.strategy)
+    "raft": ("raft_pp", "uniform"),
+    "gvm_raft": ("raft_pp", "gvm"),
+    "grpo": ("grpo", "uniform"),
+    "gvm_grpo": ("grpo", "gvm"),
+}
+
+
+def set_method(config: ConfigDict, method: str) -> None:
+    """Set the algorithm and the strategy that an argument such as `configs/quickstart.py:raft` names."""
+    if method not in METHODS:
+        raise ValueError(f"argument {method!r} of the config file: must be one of {', '.join(METHODS)}")
+    config.objective.algorithm, config.allocation.strategy = METHODS[method]

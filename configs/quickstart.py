@@ -14,9 +14,8 @@ MODEL = pathlib.Path(__file__).resolve().parent / "quickstart_model"
 
 def get_config(arg: str = "gvm_raft"):
     """`arg`: raft | gvm_raft | grpo | gvm_grpo."""
-    if arg not in ("raft", "gvm_raft", "grpo", "gvm_grpo"):
-        raise ValueError(f"configs/quickstart.py:{arg}: use raft, gvm_raft, grpo or gvm_grpo")
     config = default.get_config()
+    default.set_method(config, arg)
     config.steps = 30
     config.prompts_per_step = 64
     config.rollouts_per_step = 512
@@ -36,9 +35,7 @@ def get_config(arg: str = "gvm_raft"):
     config.rollout.prefill_batch = 64
     config.rollout.prefill_chunk = 24
     config.rewards.workers = 1
-    config.allocation.strategy = "gvm" if arg.startswith("gvm") else "uniform"
     config.gradient_norms.chunk = 16
-    config.objective.algorithm = "grpo" if arg.endswith("grpo") else "raft_pp"
     config.optimizer.learning_rate = 2e-4
     config.optimizer.updates_per_step = 2
     config.optimizer.micro_batch = 16

@@ -19,9 +19,8 @@ from configs import default
 
 def get_config(arg: str = "gvm_raft"):
     """`arg`: raft | gvm_raft | grpo | gvm_grpo."""
-    if arg not in ("raft", "gvm_raft", "grpo", "gvm_grpo"):
-        raise ValueError(f"configs/qwen25_0p5b_gsm8k.py:{arg}: use raft, gvm_raft, grpo or gvm_grpo")
     config = default.get_config()
+    default.set_method(config, arg)
     config.steps = 100
     config.prompts_per_step = 64
     config.rollouts_per_step = 512
@@ -36,8 +35,6 @@ def get_config(arg: str = "gvm_raft"):
     config.evaluation.subset = "main"
     config.rollout.max_new_tokens = 400  # 300 cut half of the answers
     config.rollout.page_size = 32
-    config.allocation.strategy = "gvm" if arg.startswith("gvm") else "uniform"
     config.gradient_norms.max_samples = 128
-    config.objective.algorithm = "grpo" if arg.endswith("grpo") else "raft_pp"
     config.optimizer.updates_per_step = 2
     return config
