@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.remat = True  # recompute a layer's activations in the backward pass instead of keeping them
 
     config.data = ConfigDict()
-    config.data.path = ""  # hub name, a .json/.jsonl/.parquet file or a folder of them, or builtin:arithmetic
+    config.data.path = ""  # hub name, a .json/.jsonl/.parquet/.csv file or a folder of them, or builtin:arithmetic
     config.data.subset = ""  # the hub data set's configuration name ("main" for openai/gsm8k); "" = its default
     config.data.split = "train"  # split to train on
     config.data.problem_column = "problem"  # column with the problem's text
@@ -34,7 +34,7 @@ def get_config() -> ConfigDict:
     config.data.max_prompt_tokens = 1024  # longer prompts are dropped, counted and reported
 
     config.evaluation = ConfigDict()
-    config.evaluation.path = ""  # held-out data, named as data.path is; "" = no evaluation in training
+    config.evaluation.path = ""  # held-out data, named as data.path is, with its columns; "" = no evaluation
     config.evaluation.subset = ""  # as data.subset
     config.evaluation.split = "test"  # split to evaluate on
     config.evaluation.prompts = 256  # the first so many rows

@@ -98,6 +98,8 @@ def next_command(config_path: str) -> str:
     path, _, argument = config_path.partition(":")
     other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
     overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
+    if _WORKDIR.value:
+        overrides.append(f"--workdir={_WORKDIR.value.rstrip('/')}-{other}")
     return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
 
 
@@ -110,6 +112,8 @@ def parse_flags(argv: list[str]) -> list[str]:
             error = error.args[0]
         reason = " ".join(str(error.args[0]).split())
         sys.exit(f"error: a --config.FIELD flag names no field: {reason} (configs/default.py lists the fields)")
+    except OSError as error:  # relative paths are relative to the folder it is run from
+        sys.exit(f"error: --config: {str(error).splitlines()[-1].strip()}; name a file of configs/ or one of your own")
 
 
 def main(argv) -> None:

@@ -53,12 +53,13 @@ def load_rows(
     where = f"{section}.path = {path!r}"
     if len(table) == 0:
         raise DataError(f"{where} holds no rows (split {split!r}); at least one is needed.")
+    not_evaluation = " (It has the columns of data.path; evaluation.path = '' evaluates nothing.)" * (section != "data")
     for field, column in (("problem_column", problem_column), ("answer_column", answer_column)):
         if column not in table[0]:
             raise DataError(
                 f"data.{field} = {column!r} is not a column of {where}. Columns found: "
                 f"{', '.join(map(str, table[0]))}. First row: {_shorten(table[0])}. Set data.{field} to "
-                "one of the columns."
+                "one of the columns." + not_evaluation
             )
 
     rows = []
