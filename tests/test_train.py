@@ -194,6 +194,16 @@ def test_a_run_that_could_not_start_leaves_the_workdir_free(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_truncated_weights_are_refused_before_the_workdir_is_claimed(tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(quickstart.MODEL, folder)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        train(small_config(**{"model.path": str(folder)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_other_rows_under_the_same_name_are_refused_on_resume(tmp_path):
     data = tmp_path / "rows.jsonl"
     rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()

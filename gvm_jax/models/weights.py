@@ -47,8 +47,7 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
     Raises:
       ModelError: no, truncated or inconsistent safetensors files, or tensors that are not this network's.
     """
-    files = _open_tensors(folder)
-    _check_tensors(model, folder, files)
+    files = check_weights(model, folder)
 
     def load(path, abstract, sharding=None):
         key = _dotted(path)
@@ -62,6 +61,17 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
 
     trees = (model.abstract_params,) if shardings is None else (model.abstract_params, shardings)
     return jax.tree_util.tree_map_with_path(load, *trees)
+
+
+def check_weights(model: Model, folder: pathlib.Path) -> dict[str, Any]:
+    """Check names and shapes by the files' headers alone; returns checkpoint name -> open file.
+
+    Raises:
+      ModelError: as `load_params`.
+    """
+    files = _open_tensors(folder)
+    _check_tensors(model, folder, files)
+    return files
 
 
 def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, source: pathlib.Path) -> None:

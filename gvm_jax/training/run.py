@@ -13,7 +13,7 @@ from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import BATCH_AXES, param_shardings, replicated
-from gvm_jax.models.weights import load_params
+from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Verdict
 from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
 from gvm_jax.rollout.rollouts import Rollouts
@@ -74,6 +74,7 @@ class Run:
                 )
             dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
             self.model = Model(network, dtype, config.model.remat)
+            check_weights(self.model, folder)
             split_params(self.model.abstract_params, config.gradient_norms.parameters)  # names must match
             self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
             self._build_step(config, allocator)
