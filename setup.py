@@ -35,8 +35,9 @@ setuptools.setup(
         "transformers>=5",
     ],
     extras_require={
+        "benchmark": ["torch"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "test": ["hypothesis", "pytest", "ruff"],
+        "test": ["hypothesis", "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", "pytest", "ruff"],
     },
 )

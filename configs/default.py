@@ -50,9 +50,10 @@ def get_config() -> ConfigDict:
     config.rollout.slots = 64  # sequences decoded at once
     config.rollout.page_size = 64  # tokens in a page of the KV cache; a power of two up to 128
     config.rollout.pages = 0  # pages in the KV cache; 0 = as many as the slots can ever need
-    config.rollout.block_steps = 16  # decode steps between two looks of the host at the slots
-    config.rollout.prefill_batch = 8  # prompts prefilled at once
-    config.rollout.prefill_chunk = 128  # prompt tokens prefilled at once
+    config.rollout.block_steps = 8  # decode steps between two looks of the host at the slots
+    config.rollout.prefill_tokens = 512  # prompt tokens computed at once
+    config.rollout.attention = "auto"  # xla | tpu | tpu_shared | gpu | auto (`tpu` on TPUs, else `xla`)
+    config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core
@@ -82,6 +83,9 @@ def get_config() -> ConfigDict:
     config.objective.weighting = "auto"  # log_likelihood | reward | token_mean | auto (by algorithm)
     config.objective.clip_low = 0.2  # the importance ratio is clipped below 1 - clip_low
     config.objective.clip_high = 0.2  # ... and above 1 + clip_high
+    # Cap C of the importance weight min(π_old/π_behaviour, C) of a token, where rollouts are drawn with other weights
+    # than are trained (rollout.weight_dtype = int8); without effect elsewhere.
+    config.objective.importance_cap = 2.0
     config.objective.kl_coefficient = 0.0  # weight of the KL penalty to the initial model; 0 = none, no copy kept
     config.objective.kl_estimator = "k3"  # k1 | k2 | k3
 

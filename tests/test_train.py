@@ -30,7 +30,7 @@ OVERRIDES = {
     "evaluation.prompts": 16,
     "evaluation.every": 2,
     "rollout.slots": 16,
-    "rollout.prefill_batch": 8,
+    "rollout.prefill_tokens": 256,
     "optimizer.micro_batch": 8,
     "checkpoint.every": 1,
     "gradient_norms.chunk": 8,

@@ -2,7 +2,7 @@
 
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.program import allocate, check_bounds, ideal_variance_ratio, variance_ratio
-from gvm_jax.allocation.statistics import PromptStatistics, accept_rate, gradient_norm, init, update
+from gvm_jax.allocation.statistics import PromptStatistics, accept_rate, gradient_norm, init, response_length, update
 from gvm_jax.allocation.strategies import STRATEGIES, Gvm, Strategy, Uniform, make_strategy
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "ideal_variance_ratio",
     "init",
     "make_strategy",
+    "response_length",
     "update",
     "variance_ratio",
 ]

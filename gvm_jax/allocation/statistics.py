@@ -29,13 +29,14 @@ class PromptStatistics:
     trials: Float[Array, " prompts"]  # samples; never below the successes
     squared_norm_sum: Float[Array, " prompts"]  # Σ ‖gradient‖² over the accepted samples that were measured
     norm_count: Float[Array, " prompts"]  # the samples in that sum
+    response_tokens: Float[Array, " prompts"]  # Σ tokens of the samples' responses
     visits: Int[Array, " prompts"]  # updates that had samples of this prompt; not decayed
 
 
 def init(num_prompts: int) -> PromptStatistics:
     """Statistics of `num_prompts` prompts, ids 0 to num_prompts - 1, before any sample."""
     # One array each: a step that donates its state must not see the same buffer twice.
-    zeros = (jnp.zeros(num_prompts, jnp.float32) for _ in range(4))
+    zeros = (jnp.zeros(num_prompts, jnp.float32) for _ in range(5))
     return PromptStatistics(*zeros, visits=jnp.zeros(num_prompts, jnp.int32))
 
 
@@ -46,9 +47,10 @@ def update(
     trials: Float[Array, " m"],
     squared_norm_sum: Float[Array, " m"],
     norm_count: Float[Array, " m"],
+    response_tokens: Float[Array, " m"],
     decay: ArrayLike,
 ) -> PromptStatistics:
-    """Adds one visit of each prompt: new = decay · old + observed, for all four sums alike.
+    """Adds one visit of each prompt: new = decay · old + observed, for all sums alike.
 
     Squared norms are summed because the variance bound contains E‖gradient‖² (arXiv 2505.02391, Lemma 1),
     which sums of norms or of their logarithms do not determine. Only a positive and finite sum is a
@@ -61,6 +63,7 @@ def update(
         trials: samples drawn; where it is 0 nothing changes, and nothing decays.
         squared_norm_sum: Σ ‖gradient‖² over the measured accepted samples.
         norm_count: how many were measured.
+        response_tokens: Σ tokens of the samples' responses.
         decay: in [0, 1]; 1 forgets nothing.
     """
     num_prompts = statistics.trials.shape[0]
@@ -79,6 +82,7 @@ def update(
         trials=new_trials,
         squared_norm_sum=add(statistics.squared_norm_sum, jnp.where(measured, squared_norm_sum, 0)),
         norm_count=add(statistics.norm_count, jnp.where(measured, norm_count, 0)),
+        response_tokens=add(statistics.response_tokens, jnp.maximum(jnp.nan_to_num(response_tokens), 0)),
         visits=statistics.visits.at[rows].add(1, mode="drop"),
     )
 
@@ -127,6 +131,19 @@ def gradient_norm(
     weight = jnp.where(measured, _weight(statistics.norm_count, prior_strength), 0)
     population = jnp.sum(weight * log_norm) / jnp.maximum(jnp.sum(weight), _SMALLEST)
     return jnp.exp(_shrink(log_norm, weight, population, prompt_ids))
+
+
+def response_length(statistics: PromptStatistics, prompt_ids: Int[Array, " m"]) -> Float[Array, " m"]:
+    """Mean response tokens of each prompt's samples; of a prompt without samples, the mean over the others (or 0).
+
+    Args:
+        statistics: the statistics of all prompts.
+        prompt_ids: the prompts asked for; an id outside [0, num_prompts) counts as without samples.
+    """
+    mean = statistics.response_tokens / jnp.maximum(statistics.trials, _SMALLEST)
+    known = (statistics.trials > 0).astype(jnp.float32)
+    population = jnp.sum(known * mean) / jnp.maximum(jnp.sum(known), 1)
+    return _shrink(mean, known, population, prompt_ids)
 
 
 def _weight(count: Float[Array, " prompts"], prior_strength: ArrayLike) -> Float[Array, " prompts"]:

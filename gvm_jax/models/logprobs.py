@@ -14,9 +14,12 @@ def select_logprobs(
     logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: float | Float[Array, ""]
 ) -> Float[Array, "..."]:
     """log π_T of `tokens`. A temperature of 0 (greedy) reports the untempered log-probability."""
-    scaled = logits / jnp.where(temperature > 0, temperature, 1.0)
-    chosen = jnp.take_along_axis(scaled, tokens[..., None], axis=-1)[..., 0]
-    return chosen - jax.nn.logsumexp(scaled, axis=-1)
+    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
+    # Scaled where it is used: a scaled copy would be one more array of the vocabulary's size.
+    peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    total = jnp.exp((logits - peak) * inverse).sum(-1)
+    chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
+    return ((chosen - peak) * inverse)[..., 0] - jnp.log(total)
 
 
 def response_logprobs(

@@ -1,13 +1,15 @@
 """Qwen2.5 as one Flax NNX module, for training, prefill and decoding alike.
 
 The layers' parameters are stacked on a leading axis and run by `lax.scan`, so the compile time does not grow with
-the depth. How queries meet keys is the caller's: an `Attention` callable is handed in, and the state it needs (the
-paged KV cache while sampling, nothing while training) is threaded through the layers as `cache`.
+the depth; a model may also keep them apart (`unstack`). How queries meet keys is the caller's: an `Attention`
+callable is handed in, and the state it needs (the paged KV cache while sampling, nothing while training) is threaded
+through the layers as `cache`.
 
 Parameters are declared with logical axis names, which `sharding.py` maps to mesh axes. Computation runs in the
 dtype of the embedded tokens (`dtype`); norms, rotary angles and logits are float32.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -26,11 +28,39 @@ Params = dict[str, Any]  # nested dict of arrays: the module's parameters withou
 
 
 class Weight(nnx.Module):
+    """A matrix as it is stored: a kernel, or an int8 kernel and a float32 scale of each output (`quantize.py`).
+
+    Args:
+      rngs: of the initial kernel.
+      stack: sizes of the leading axes that number the layers, or ().
+      shape: of the kernel of one layer.
+      axes: logical names of `shape`.
+      outputs: the slice of `shape` that a product with the kernel is left with; the other axes are contracted.
+      weight_dtype: "int8", or None for a float kernel.
+    """
+
+    def __init__(self, rngs, stack, shape, axes, outputs, weight_dtype):
+        layers = ("layers",) * len(stack)
+        kernel = nnx.initializers.normal(0.02)(rngs.params(), (*stack, *shape))
+        self.kernel = nnx.Param(kernel.astype(weight_dtype or kernel.dtype), axes=(*layers, *axes))
+        scale = nnx.Param(jnp.ones((*stack, *shape[outputs])), axes=(*layers, *axes[outputs]))
+        self.scale = scale if weight_dtype else None
+
+    def scaled(self, y: Float[Array, "..."], at: Any = ...) -> Float[Array, "..."]:
+        """Products with the kernel times their scales, in y's dtype; y itself where the kernel needs no scale.
+
+        Args:
+          y: its last axes are the outputs.
+          at: the scales of these outputs, as an index.
+        """
+        return y if self.scale is None else (y * self.scale[at]).astype(y.dtype)
+
+
+class Linear(Weight):
     """A linear map contracted over the kernel's first `contract` axes, with an optional bias over the others."""
 
-    def __init__(self, rngs, stack, shape, axes, contract=1, bias=False):
-        init = nnx.initializers.normal(0.02)
-        self.kernel = nnx.Param(init(rngs.params(), (*stack, *shape)), axes=(*("layers",) * len(stack), *axes))
+    def __init__(self, rngs, stack, shape, axes, contract=1, bias=False, weight_dtype=None):
+        super().__init__(rngs, stack, shape, axes, slice(contract, None), weight_dtype)
         bias_axes = (*("layers",) * len(stack), *axes[contract:])
         self.bias = nnx.Param(jnp.zeros((*stack, *shape[contract:])), axes=bias_axes) if bias else None
         self.contract = contract
@@ -41,8 +71,25 @@ class Weight(nnx.Module):
         kernel = self.kernel[...].astype(x.dtype)
         inputs = math.prod(kernel.shape[: self.contract])
         y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
-        y = y.reshape(*x.shape[: -self.contract], *kernel.shape[self.contract :])
+        y = self.scaled(y.reshape(*x.shape[: -self.contract], *kernel.shape[self.contract :]))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Embedding(Weight):
+    """A vector for each token of the vocabulary: the input's embeddings and the rows of the output head."""
+
+    def __init__(self, rngs, config: Qwen2Config, weight_dtype):
+        shape, axes = (config.vocab_size, config.hidden_size), ("vocab", "embed")
+        super().__init__(rngs, (), shape, axes, slice(0, 1), weight_dtype)
+
+    def lookup(self, tokens: Int[Array, "B L"], dtype) -> Float[Array, "B L D"]:
+        """The tokens' vectors."""
+        return self.scaled(self.kernel[...][tokens].astype(dtype), at=(tokens, None))
+
+    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
+        """hidden · vector of every token, in float32."""
+        kernel = self.kernel[...].astype(hidden.dtype)
+        return self.scaled(jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32))
 
 
 class RMSNorm(nnx.Module):
@@ -62,19 +109,20 @@ class RMSNorm(nnx.Module):
 class Block(nnx.Module):
     """One decoder layer; built with a leading stack axis, called on one slice of it."""
 
-    def __init__(self, config: Qwen2Config, rngs, stack):
+    def __init__(self, config: Qwen2Config, rngs, stack, weight_dtype=None):
+        linear = functools.partial(Linear, rngs, stack, weight_dtype=weight_dtype)
         d, f, hd = config.hidden_size, config.intermediate_size, config.head_dim
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         q_axes, kv_axes = ("embed", "heads", "head_dim"), ("embed", "kv_heads", "head_dim")
         self.input_layernorm = RMSNorm(stack, d, config.rms_norm_eps)
-        self.q_proj = Weight(rngs, stack, (d, heads, hd), q_axes, bias=True)
-        self.k_proj = Weight(rngs, stack, (d, kv_heads, hd), kv_axes, bias=True)
-        self.v_proj = Weight(rngs, stack, (d, kv_heads, hd), kv_axes, bias=True)
-        self.o_proj = Weight(rngs, stack, (heads, hd, d), ("heads", "head_dim", "embed"), contract=2)
+        self.q_proj = linear((d, heads, hd), q_axes, bias=True)
+        self.k_proj = linear((d, kv_heads, hd), kv_axes, bias=True)
+        self.v_proj = linear((d, kv_heads, hd), kv_axes, bias=True)
+        self.o_proj = linear((heads, hd, d), ("heads", "head_dim", "embed"), contract=2)
         self.post_attention_layernorm = RMSNorm(stack, d, config.rms_norm_eps)
-        self.gate_proj = Weight(rngs, stack, (d, f), ("embed", "mlp"))
-        self.up_proj = Weight(rngs, stack, (d, f), ("embed", "mlp"))
-        self.down_proj = Weight(rngs, stack, (f, d), ("mlp", "embed"))
+        self.gate_proj = linear((d, f), ("embed", "mlp"))
+        self.up_proj = linear((d, f), ("embed", "mlp"))
+        self.down_proj = linear((f, d), ("mlp", "embed"))
 
     def __call__(self, x: Float[Array, "B L D"], angles, layer: Int[Array, ""], attention: Attention, cache):
         """The layer's output and the cache."""
@@ -89,20 +137,36 @@ class Block(nnx.Module):
 class Qwen2(nnx.Module):
     """The decoder: token ids to final hidden states, and hidden states to logits."""
 
-    def __init__(self, config: Qwen2Config, rngs: nnx.Rngs, dtype=jnp.float32, remat: bool = False):
-        self.config, self.dtype, self.remat = config, dtype, remat
-        vocab = (config.vocab_size, config.hidden_size)
-        self.embed_tokens = Weight(rngs, (), vocab, ("vocab", "embed"))
-        self.layers = Block(config, rngs, (config.num_hidden_layers,))
+    def __init__(
+        self,
+        config: Qwen2Config,
+        rngs: nnx.Rngs,
+        dtype=jnp.float32,
+        remat: bool = False,
+        stacked: bool = True,
+        weight_dtype: str | None = None,
+    ):
+        self.config, self.dtype, self.remat, self.stacked = config, dtype, remat, stacked
+        depth = config.num_hidden_layers
+        self.embed_tokens = Embedding(rngs, config, weight_dtype)
+        if stacked:
+            self.layers = Block(config, rngs, (depth,), weight_dtype)
+        else:
+            self.layers = nnx.List(Block(config, rngs, (), weight_dtype) for _ in range(depth))
         self.norm = RMSNorm((), config.hidden_size, config.rms_norm_eps)
-        self.lm_head = None if config.tie_word_embeddings else Weight(rngs, (), vocab, ("vocab", "embed"))
+        self.lm_head = None if config.tie_word_embeddings else Embedding(rngs, config, weight_dtype)
 
     def __call__(
         self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], attention: Attention, cache: Any = None
     ) -> tuple[Float[Array, "B L D"], Any]:
         """Final hidden states (after the last norm) and the cache as the layers left it."""
-        graphdef, stacked = nnx.split(self.layers)
+        x = self.embed_tokens.lookup(tokens, self.dtype)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        if not self.stacked:
+            for i, layer in enumerate(self.layers):
+                x, cache = layer(x, angles, jnp.int32(i), attention, cache)
+            return self.norm(x), cache
+        graphdef, stacked = nnx.split(self.layers)
 
         def layer_step(carry, layer_params):
             x, cache, layer = carry
@@ -111,15 +175,12 @@ class Qwen2(nnx.Module):
 
         if self.remat:
             layer_step = jax.checkpoint(layer_step, prevent_cse=False)  # safe: inside a scan
-        x = self.embed_tokens.kernel[...][tokens].astype(self.dtype)
         (x, cache, _), _ = jax.lax.scan(layer_step, (x, cache, jnp.int32(0)), stacked)
         return self.norm(x), cache
 
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        head = self.embed_tokens if self.lm_head is None else self.lm_head
-        kernel = head.kernel[...].astype(hidden.dtype)
-        return jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32)
+        return (self.embed_tokens if self.lm_head is None else self.lm_head).logits(hidden)
 
 
 def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Float[Array, "B L half"]:
@@ -170,13 +231,32 @@ class Model:
 
     `bind(params)` gives the NNX module with these arrays in it; `params` is a nested dict and goes through jit, grad,
     optax and checkpoints as any pytree does.
+
+    Args:
+      config: the network.
+      dtype: of the computation.
+      remat: recompute a layer's activations in the backward pass (stacked layers only).
+      stacked: whether `params` has one stack of layers, or a dict of them by number (`unstack`).
+      weight_dtype: "int8" for parameters as `quantize` gives them; None for floats.
+
+    Raises:
+      ValueError: another `weight_dtype`.
     """
 
-    def __init__(self, config: Qwen2Config, dtype=jnp.float32, remat: bool = False):
-        self.config, self.dtype = config, jnp.dtype(dtype)
+    def __init__(
+        self,
+        config: Qwen2Config,
+        dtype=jnp.float32,
+        remat: bool = False,
+        stacked: bool = True,
+        weight_dtype: str | None = None,
+    ):
+        if weight_dtype not in (None, "int8"):
+            raise ValueError(f"weight_dtype = {weight_dtype!r}: must be 'int8', or None for float parameters")
+        self.config, self.dtype, self._weight_dtype = config, jnp.dtype(dtype), weight_dtype
 
         def build(seed):
-            return Qwen2(config, nnx.Rngs(seed), dtype=self.dtype, remat=remat)
+            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype)
 
         self._build = build
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))
@@ -188,8 +268,21 @@ class Model:
         return nnx.merge(self._graphdef, params)
 
     def init(self, seed: int) -> Params:
-        """Random parameters: normal(0, 0.02) matrices, zero biases, unit norms."""
+        """Random parameters: normal(0, 0.02) matrices, zero biases, unit norms.
+
+        Raises:
+          ValueError: for int8 parameters.
+        """
+        if self._weight_dtype:
+            raise ValueError(f"weight_dtype = {self._weight_dtype!r}: quantize the parameters of a float model instead")
         return nnx.to_pure_dict(nnx.state(self._build(seed), nnx.Param))
+
+
+def unstack(params: Params) -> Params:
+    """The parameters of a model with `stacked=False`: a dict of layers by number instead of one stack."""
+    layers = params["layers"]
+    depth = jax.tree.leaves(layers)[0].shape[0]
+    return {**params, "layers": {i: jax.tree.map(lambda stack: stack[i], layers) for i in range(depth)}}  # noqa: B023
 
 
 def _is_param(x) -> bool:

@@ -1,6 +1,7 @@
 """The rollout engine: n_i samples of each prompt i from a paged KV cache, decoded on the device in blocks of steps."""
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 
 import jax
@@ -10,13 +11,16 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int, Key
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.quantize import quantize
+from gvm_jax.models.qwen2 import Model, Params, unstack
 from gvm_jax.models.sharding import param_shardings, replicated
-from gvm_jax.rollout.attention import table_width
-from gvm_jax.rollout.pages import least_pages, pages_for
-from gvm_jax.rollout.programs import Admission, Programs, Slots
-from gvm_jax.rollout.rollouts import Rollouts
-from gvm_jax.rollout.scheduler import Scheduler
+from gvm_jax.rollout.attention import PagedAttention, make_tiles, resolve_attention
+from gvm_jax.rollout.pages import TRASH_PAGE, least_pages, pages_for
+from gvm_jax.rollout.programs import Batch, Programs
+from gvm_jax.rollout.rollouts import Rollouts, Samples
+from gvm_jax.rollout.scheduler import Plan, Scheduler
+
+PIECE = 32  # prompt tokens in a row of a prefill call; a prompt's last piece is the only padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,11 +36,12 @@ class RolloutSettings:
     slots: int
     page_size: int
     pages: int = 0  # 0 = as many as the slots can ever need
-    block_steps: int = 16
-    prefill_batch: int = 8
-    prefill_chunk: int = 128
+    block_steps: int = 8
+    prefill_tokens: int = 512
     top_p: float = 1.0
     top_k: int = 0
+    attention: str = "auto"
+    weight_dtype: str = "compute"
 
     @classmethod
     def from_config(cls, config) -> "RolloutSettings":
@@ -55,57 +60,203 @@ class RolloutSettings:
             )
 
     @property
+    def max_tokens(self) -> int:
+        """The longest sequence."""
+        return self.max_prompt_tokens + self.max_new_tokens
+
+    @property
     def num_pages(self) -> int:
         """Pages of a layer, the trash page included."""
-        sequence = pages_for(self.max_prompt_tokens + self.max_new_tokens - 1, self.page_size)
-        prompt = pages_for(self.max_prompt_tokens - 1, self.page_size)
-        return self.pages or 1 + self.slots * sequence + (self.slots + self.prefill_batch) * prompt
+        sequence = least_pages(self.max_prompt_tokens, self.max_new_tokens, self.page_size) - 1
+        ahead = pages_for(self.prefill_tokens, PIECE) + pages_for(self.prefill_tokens, self.page_size)
+        return self.pages or 1 + self.slots * sequence + ahead
+
+    @property
+    def widths(self) -> list[int]:
+        """Batch sizes that the decode program is compiled for: as samples run out, fewer rows decode."""
+        halves = [self.slots // 2**i for i in range(1, 4)]
+        return sorted({self.slots, *(width for width in halves if width >= 8)})
+
+
+@dataclasses.dataclass
+class SampleStats:
+    """What one call did and where its seconds went."""
+
+    seconds: float = 0.0
+    prefill_seconds: float = 0.0
+    decode_seconds: float = 0.0
+    idle_seconds: float = 0.0  # the device waited for the host
+    prefill_tokens: int = 0  # tokens whose keys and values were computed before decoding
+    prefill_rows: int = 0  # tokens that these calls computed, padding included
+    decode_blocks: int = 0
+    sampled_tokens: int = 0
+    preemptions: int = 0  # samples that lost their pages and were computed again
+
+    def __add__(self, other: "SampleStats") -> "SampleStats":
+        """Of both calls."""
+        names = [f.name for f in dataclasses.fields(self)]
+        return SampleStats(**{name: getattr(self, name) + getattr(other, name) for name in names})
 
 
 class RolloutEngine:
-    """Samples prompts with a model. Knows tokens only; compiles its programs once."""
+    """Samples prompts with a model. Knows tokens only; compiles its programs once, at the first `load`."""
 
     def __init__(self, model: Model, mesh: Mesh, settings: RolloutSettings, stop_ids: Sequence[int]):
-        self._model, self._settings, self._stop_ids = model, settings, frozenset(stop_ids)
-        self._table_width = table_width(settings.max_prompt_tokens + settings.max_new_tokens, settings.page_size)
+        self.settings, self.stop_ids = settings, np.array(sorted(stop_ids), np.int32)
+        self.stats = SampleStats()  # of the last call
+        platform = mesh.devices.flat[0].platform
+        int8 = settings.weight_dtype == "int8"
+        self._own_layout = int8 or model.dtype != jnp.float32  # float32 is that of the training parameters
+        # XLA's CPU backend copies a layer's slice of a stack before it multiplies: apart, they are read in place.
+        unstacked = self._own_layout and platform == "cpu"
+
+        def convert(params):
+            params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
+            return unstack(params) if unstacked else params
+
+        self._mesh = mesh
+        self._model = Model(model.config, model.dtype, stacked=not unstacked, weight_dtype="int8" if int8 else None)
+        self._shardings = param_shardings(self._model, mesh)
+        self._to_own_layout = jax.jit(convert, out_shardings=self._shardings)
+        self._params = jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(convert, model.abstract_params), self._shardings,
+        )  # fmt: skip
+        self.kernels = resolve_attention(settings.attention, platform)
+        self._attention = PagedAttention(self.kernels, settings.num_pages, mesh)
+        config = model.config
+        kv_axis = "tensor" if config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
+        shape = (config.num_hidden_layers * settings.num_pages, settings.page_size, 2 * config.num_key_value_heads)
+        self._cache = jax.ShapeDtypeStruct(
+            (*shape, self._attention.cache_head_dim(config.head_dim)),
+            model.dtype,
+            sharding=NamedSharding(mesh, PartitionSpec(None, None, kv_axis, None)),
+        )
+        self._decode: dict[int, Callable] = {}  # by width
+
+    @property
+    def weight_dtype(self) -> str:
+        """The number format that the policy's matrices are held in."""
+        return "int8" if self.settings.weight_dtype == "int8" else self._model.dtype.name
+
+    @property
+    def cache_bytes(self) -> int:
+        """Size of the KV cache: layers · pages · page size · 2 · kv heads · head dim · bytes of a number."""
+        return self._cache.size * self._cache.dtype.itemsize
+
+    def load(self, params: Params) -> "Policy":
+        """The training parameters in the rollouts' layout and compute dtype, converted on the device.
+
+        Where both are the training's own, no copy is made.
+        """
+        if not self._decode:
+            self._compile()
+        if not self._own_layout:
+            return Policy(self, jax.device_put(params, self._shardings))
+        return Policy(self, self._to_own_layout(params))
+
+    def sample(self, params: Params, *args, **kwargs) -> Rollouts:
+        """`load(params).sample(...)`, for a single call with these parameters."""
+        return self.load(params).sample(*args, **kwargs)
+
+    def _compile(self) -> None:
+        settings, everywhere = self.settings, replicated(self._mesh)
         programs = Programs(
-            model,
-            settings.num_pages,
+            self._model,
+            self._attention,
             settings.block_steps,
             settings.top_p,
             settings.top_k,
-            tuple(sorted(stop_ids)),
+            tuple(self.stop_ids.tolist()),
         )
-        config = model.config
-        kv_axis = "tensor" if config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
-        everywhere = replicated(mesh)
-        cache = NamedSharding(mesh, PartitionSpec(None, None, kv_axis, None))
-        shape = (
-            config.num_hidden_layers * settings.num_pages,
-            settings.page_size,
-            2 * config.num_key_value_heads,
+
+        def abstract(x):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+
+        key = abstract(jax.eval_shape(lambda: jax.random.key(0)))
+        temperature = abstract(np.float32(0))
+        sharding = self._cache.sharding
+        self._new_cache = jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding)
+        prefill = jax.jit(programs.prefill, donate_argnums=1, out_shardings=sharding)
+        copy = jax.jit(programs.copy_pages, donate_argnums=0, out_shardings=sharding)
+        decode = jax.jit(programs.decode, donate_argnums=1, out_shardings=(sharding, everywhere, everywhere))
+        pieces = jax.tree.map(abstract, self._pieces([])[0])
+        pages = abstract(np.zeros(settings.slots, np.int32))
+        self._prefill = prefill.lower(self._params, self._cache, *pieces).compile()
+        self._copy = copy.lower(self._cache, pages, pages).compile()
+        idle = Scheduler(Samples(1), settings.slots, 1, settings.page_size, settings.max_tokens, 1)
+        for width in settings.widths:
+            batch = jax.tree.map(abstract, self._batch(idle, np.zeros(0, np.int32), width))
+            self._decode[width] = decode.lower(self._params, self._cache, batch, key, temperature).compile()
+
+    def _pieces(self, pieces) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Tokens, positions and page tables of prefill calls: rows of `PIECE` tokens, from any sequences."""
+        settings = self.settings
+        rows = pages_for(settings.prefill_tokens, PIECE)
+        tokens, positions, tables = [], [], []
+        for piece in pieces:
+            for begin in range(0, len(piece.tokens), PIECE):
+                part = piece.tokens[begin : begin + PIECE]
+                tokens.append(np.pad(part, (0, PIECE - len(part))))
+                at = piece.begin + begin + np.arange(PIECE)
+                positions.append(np.where(np.arange(PIECE) < len(part), at, -1))
+                tables.append(piece.pages)
+        calls = []
+        for begin in range(0, max(len(tokens), 1), rows):
+            call = np.zeros((rows, PIECE), np.int32), np.full((rows, PIECE), -1, np.int32)
+            # A kernel may take a short piece for a whole one: its table reaches as far.
+            table = np.full((rows, pages_for(settings.max_tokens + PIECE, settings.page_size)), TRASH_PAGE, np.int32)
+            for i in range(len(tokens[begin : begin + rows])):
+                call[0][i], call[1][i] = tokens[begin + i], positions[begin + i]
+                table[i, : len(tables[begin + i])] = tables[begin + i]
+            calls.append((*call, table))
+        return calls
+
+    def _batch(self, scheduler: Scheduler, slots: Int[np.ndarray, " n"], width: int) -> Batch:
+        """The slots' sequences in this order, filled up with idle rows."""
+        idle = width - len(slots)
+
+        def column(values, fill=0):
+            return np.pad(np.asarray(values, np.int32), (0, idle), constant_values=fill)
+
+        groups = [scheduler.prompt(slot) for slot in slots]
+        shared = column([group.cached for group in groups])
+        prompt_tables = np.full(
+            (width, pages_for(self.settings.max_prompt_tokens - 1, self.settings.page_size)), TRASH_PAGE, np.int32
         )
-        self._new_cache = jax.jit(lambda: jnp.zeros((*shape, config.head_dim), model.dtype), out_shardings=cache)
-        self._idle_slots = jax.jit(lambda: Slots.idle(settings.slots, self._table_width), out_shardings=everywhere)
-        self._cast = jax.jit(
-            lambda params: jax.tree.map(lambda x: x.astype(model.dtype), params),
-            out_shardings=param_shardings(model, mesh),
+        for i, group in enumerate(groups):
+            prompt_tables[i, : len(group.pages)] = group.pages
+        return Batch(
+            token=column(scheduler.token[slots]),
+            position=column(scheduler.position[slots], -1),
+            limit=column(scheduler.limit[slots]),
+            prompt_id=column([group.prompt_id for group in groups]),
+            sample=column(scheduler.sample[slots]),
+            page_table=np.pad(scheduler.page_table[slots], ((0, idle), (0, 0)), constant_values=TRASH_PAGE),
+            shared=shared,
+            tiles=make_tiles(column(scheduler.group[slots], -1), prompt_tables, shared),
         )
-        self._prefill = jax.jit(programs.prefill, donate_argnums=1, out_shardings=cache)
-        self._admit = jax.jit(programs.admit, donate_argnums=(0, 1), out_shardings=(cache, everywhere))
-        self._decode = jax.jit(
-            programs.decode, donate_argnums=(1, 2), out_shardings=(cache, everywhere, everywhere, everywhere)
-        )
+
+
+class Policy:
+    """Parameters in the rollouts' layout, with the KV cache that they fill. Drop it to free both."""
+
+    def __init__(self, engine: RolloutEngine, params: Params):
+        self.engine, self._params, self._cache = engine, params, None
+
+    def start(self, key: Key[Array, ""], temperature: float) -> "Sampling":
+        """An empty call: `request` samples of it, `advance` it until it is `done`. One at a time."""
+        return Sampling(self, key, temperature)
 
     def sample(
         self,
-        params: Params,
         prompts: Sequence[Int[np.ndarray, " P"]],
         prompt_ids: Int[np.ndarray, " m"],
         counts: Int[np.ndarray, " m"],
         key: Key[Array, ""],
         temperature: float,
         first_sample: int = 0,
+        expected_lengths: Sequence[float] | None = None,
         on_finished: Callable[[int, np.ndarray], None] = lambda row, response: None,
         check_interrupt: Callable[[], None] = lambda: None,
     ) -> Rollouts:
@@ -115,93 +266,162 @@ class RolloutEngine:
         order of the prompts nor the number of slots or pages changes it.
 
         Args:
-          params: the training parameters; cast to the model's compute dtype here, on the device.
           prompts: token ids, at least 2 and at most `max_prompt_tokens` of them each.
           prompt_ids: distinct ids; part of each sample's key.
           counts: samples of each prompt, 0 allowed.
           key: of this call; a function of (seed, step).
           temperature: of the policy; 0 = greedy.
           first_sample: index of each prompt's first sample, for prompts that were sampled before with this key.
+          expected_lengths: response tokens to expect of each prompt; the longest start first. None = all alike.
           on_finished: called with (row, response tokens) as soon as a sample ends, while others still decode.
           check_interrupt: called between blocks; may raise to give up.
 
         Returns:
           Rollouts as numpy arrays, rows ordered by prompt, then sample.
         """
-        settings = self._settings
-        self._check_prompts(prompts)
-        rollouts = Rollouts.empty(list(prompts), counts, settings.max_prompt_tokens, settings.max_new_tokens)
-        scheduler = Scheduler(
-            prompts,
-            counts,
-            first_sample,
+        sampling = self.start(key, temperature)
+        expected = expected_lengths if expected_lengths is not None else np.zeros(len(prompts))
+        for i, tokens in enumerate(prompts):
+            sampling.request(tokens, int(prompt_ids[i]), int(counts[i]), first_sample, float(expected[i]))
+        while not sampling.done:
+            check_interrupt()
+            for row in sampling.advance():
+                on_finished(row, sampling.response(row))
+        return sampling.rollouts()
+
+
+@dataclasses.dataclass
+class _Block:
+    """A block of decode steps that was handed to the device."""
+
+    slots: Int[np.ndarray, " n"]
+    rows: Int[np.ndarray, " n"]
+    tokens: Array
+    logprobs: Array
+
+
+class Sampling:
+    """Samples in flight; more may be requested at any time.
+
+    While the device decodes a block, the caller treats the samples that ended in the block before. The device waits
+    for the host only from the end of a block to the start of the next: to read its tokens and to place samples.
+    """
+
+    def __init__(self, policy: Policy, key: Key[Array, ""], temperature: float):
+        self._policy, self._engine, self._key = policy, policy.engine, key
+        self._temperature = np.float32(temperature)
+        settings = self._engine.settings
+        self._samples = Samples(settings.max_new_tokens)
+        self._scheduler = Scheduler(
+            self._samples,
             settings.slots,
             settings.num_pages,
             settings.page_size,
-            settings.max_new_tokens,
+            settings.max_tokens,
+            settings.block_steps,
         )
-        if self._model.dtype != jnp.float32:  # that of the parameters
-            params = self._cast(params)
-        cache, slots = self._new_cache(), self._idle_slots()
-        while not scheduler.done:
-            check_interrupt()
-            while batch := scheduler.to_prefill(settings.prefill_batch):
-                cache = self._prefill_prompts(params, cache, batch)
-                if placements := scheduler.admit():
-                    cache, slots = self._admit(cache, slots, self._admission(placements, prompts, prompt_ids), key)
-            if placements := scheduler.admit():
-                cache, slots = self._admit(cache, slots, self._admission(placements, prompts, prompt_ids), key)
-            cache, slots, tokens, logprobs = self._decode(params, cache, slots, np.float32(temperature))
-            tokens, logprobs, position = jax.device_get((tokens, logprobs, slots.position))
-            for slot, placement in list(scheduler.running.items()):
-                length = int((tokens[slot] >= 0).sum())
-                rollouts.append(placement.row, tokens[slot, :length], logprobs[slot, :length])
-                if position[slot] < 0:
-                    rollouts.stopped[placement.row] = tokens[slot, length - 1] in self._stop_ids
-                    scheduler.finish(slot)
-                    on_finished(placement.row, rollouts.response(placement.row))
-        return rollouts
+        self._prompts: list[np.ndarray] = []
+        self._group: list[int] = []  # of each row
+        self._block: _Block | None = None
+        # Taken away while in use: a call that was given up leaves a cache behind that nobody reads.
+        cache, policy._cache = policy._cache, None
+        self._cache = self._engine._new_cache() if cache is None else cache
+        self.stats = self._engine.stats = SampleStats()
+        self._started = self._ready = time.perf_counter()
 
-    def _check_prompts(self, prompts) -> None:
-        for i, tokens in enumerate(prompts):
-            if not 2 <= len(tokens) <= self._settings.max_prompt_tokens:
-                raise ValueError(
-                    f"prompt {i} has {len(tokens)} tokens; 2 to data.max_prompt_tokens="
-                    f"{self._settings.max_prompt_tokens} are allowed"
-                )
+    def request(
+        self,
+        tokens: Int[np.ndarray, " P"],
+        prompt_id: int,
+        count: int,
+        first_sample: int = 0,
+        expected_length: float = 0.0,
+    ) -> range:
+        """Asks for `count` samples of a prompt; returns their rows. Arguments as for `Policy.sample`."""
+        most = self._engine.settings.max_prompt_tokens
+        if not 2 <= len(tokens) <= most:
+            raise ValueError(
+                f"prompt {len(self._prompts)} has {len(tokens)} tokens; 2 to data.max_prompt_tokens={most} are allowed"
+            )
+        tokens = np.asarray(tokens, np.int32)
+        self._group.extend([len(self._prompts)] * count)
+        self._prompts.append(tokens)
+        return self._scheduler.request(tokens, prompt_id, count, first_sample, expected_length)
 
-    def _prefill_prompts(self, params, cache, batch):
-        """All but the last token of each prompt, chunk by chunk; the last one is the samples' first input."""
-        settings = self._settings
-        longest = max(len(tokens) for _, tokens, _ in batch) - 1
-        length = pages_for(longest, settings.prefill_chunk) * settings.prefill_chunk
-        tokens = np.zeros((settings.prefill_batch, length), np.int32)
-        positions = np.full_like(tokens, -1)
-        tables = np.zeros((settings.prefill_batch, self._table_width), np.int32)
-        for i, (_, prompt, pages) in enumerate(batch):
-            tokens[i, : len(prompt) - 1] = prompt[:-1]
-            positions[i, : len(prompt) - 1] = np.arange(len(prompt) - 1)
-            tables[i, : len(pages)] = pages
-        for begin in range(0, length, settings.prefill_chunk):
-            chunk = slice(begin, begin + settings.prefill_chunk)
-            cache = self._prefill(params, cache, tokens[:, chunk], positions[:, chunk], tables)
-        return cache
+    @property
+    def done(self) -> bool:
+        """Every sample requested so far has ended and was returned by `advance`."""
+        return self._block is None and self._scheduler.done
 
-    def _admission(self, placements, prompts, prompt_ids) -> Admission:
-        size = self._settings.slots
-        fields = {f.name: np.zeros(size, np.int32) for f in dataclasses.fields(Admission)}
-        new = Admission(**fields).replace(
-            taken=np.zeros(size, bool), page_table=np.zeros((size, self._table_width), np.int32)
+    def advance(self) -> list[int]:
+        """Waits for the block in flight, starts the next, and returns the rows that ended."""
+        ended = self._collect()
+        if not self._scheduler.done:
+            self._dispatch()
+        elif self._cache is not None:
+            self._policy._cache = self._cache
+        return ended
+
+    def response(self, row: int) -> Int[np.ndarray, " n"]:
+        """The response tokens of a row so far."""
+        return self._samples.response(row)
+
+    def rollouts(self) -> Rollouts:
+        """All rows, in the order of their requests."""
+        return self._samples.rollouts(
+            self._prompts, np.array(self._group, np.int32), self._engine.settings.max_prompt_tokens
         )
-        for place in placements:
-            prompt = prompts[place.group]
-            new.taken[place.slot] = True
-            new.token[place.slot] = prompt[-1]
-            new.position[place.slot] = len(prompt) - 1
-            new.length_limit[place.slot] = len(prompt) + self._settings.max_new_tokens
-            new.prompt_id[place.slot] = prompt_ids[place.group]
-            new.sample[place.slot] = place.sample
-            new.page_table[place.slot, : len(place.pages)] = place.pages
-            new.copy_from[place.slot] = place.copy_from
-            new.copy_to[place.slot] = place.copy_to
-        return new
+
+    def _collect(self) -> list[int]:
+        if self._block is None:
+            return []
+        block, self._block = self._block, None
+        tokens, logprobs = jax.device_get((block.tokens, block.logprobs))
+        now = time.perf_counter()
+        self.stats.decode_seconds += now - self._ready
+        self.stats.seconds = now - self._started
+        self._ready = now
+        count = len(block.slots)
+        steps = self._samples.append(block.rows, tokens[:count], logprobs[:count])
+        last = tokens[np.arange(count), steps - 1]
+        stopped = np.isin(last, self._engine.stop_ids)
+        ended = stopped | (self._samples.lengths[block.rows] == self._samples.max_response)
+        self._samples.stopped[block.rows] = stopped
+        self._scheduler.advance(block.slots, steps, last, ended)
+        self.stats.sampled_tokens += int(steps.sum())
+        return block.rows[ended].tolist()
+
+    def _dispatch(self) -> None:
+        settings, scheduler = self._engine.settings, self._scheduler
+        plan = scheduler.plan(PIECE, self._engine.settings.prefill_tokens)
+        self.stats.preemptions = scheduler.preemptions
+        if plan.pieces:
+            self._compute(plan)
+        if plan.copy_to:
+            pad = settings.slots - len(plan.copy_to)
+            source, target = (
+                np.pad(np.array(pages, np.int32), (0, pad), constant_values=TRASH_PAGE)
+                for pages in (plan.copy_from, plan.copy_to)
+            )
+            self._cache = self._engine._copy(self._cache, source, target)
+        width = next(width for width in settings.widths if width >= len(plan.slots))
+        batch = self._engine._batch(scheduler, plan.slots, width)
+        self._cache, tokens, logprobs = self._engine._decode[width](
+            self._policy._params, self._cache, batch, self._key, self._temperature
+        )
+        self._block = _Block(plan.slots, scheduler.row[plan.slots], tokens, logprobs)
+        now = time.perf_counter()
+        self.stats.idle_seconds += now - self._ready
+        self.stats.decode_blocks += 1
+        self._ready = now
+
+    def _compute(self, plan: Plan) -> None:
+        begin = time.perf_counter()
+        self.stats.idle_seconds += begin - self._ready
+        for call in self._engine._pieces(plan.pieces):
+            self._cache = self._engine._prefill(self._policy._params, self._cache, *call)
+            self.stats.prefill_rows += call[0].size
+        jax.block_until_ready(self._cache)
+        self._ready = time.perf_counter()
+        self.stats.prefill_seconds += self._ready - begin
+        self.stats.prefill_tokens += sum(len(piece.tokens) for piece in plan.pieces)

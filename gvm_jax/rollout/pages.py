@@ -1,50 +1,45 @@
-"""The page pool: which pages of the KV cache are free, and how many sequences read each of the others."""
+"""The page pool: which pages of the KV cache are free."""
 
 import numpy as np
+from jaxtyping import Int
 
 TRASH_PAGE = 0  # masked writes land here; never given to a sequence
 
 
 class PagePool:
-    """Reference-counted pages. A prompt's full pages are shared by all samples of the prompt."""
+    """Pages by number. Each has one owner: a prompt, whose samples read its pages, or a sample."""
 
     def __init__(self, num_pages: int):
-        self._references = np.zeros(num_pages, np.int32)
-        self._references[TRASH_PAGE] = 1
-        self._free = list(range(num_pages - 1, TRASH_PAGE, -1))
+        self._free = np.arange(num_pages - 1, TRASH_PAGE, -1, dtype=np.int32)  # a stack: its first `_count` entries
+        self._count = num_pages - 1
 
     @property
     def num_free(self) -> int:
-        """Pages that no sequence holds."""
-        return len(self._free)
+        """Pages without an owner."""
+        return self._count
 
-    def allocate(self, count: int) -> list[int]:
-        """`count` free pages, each with one reference. The caller has checked `num_free`."""
-        if count > len(self._free):
-            raise RuntimeError(f"{count} pages asked for, {len(self._free)} free")
-        pages = [self._free.pop() for _ in range(count)]
-        self._references[pages] = 1
-        return pages
+    def allocate(self, count: int) -> Int[np.ndarray, " count"]:
+        """`count` free pages. The caller has checked `num_free`."""
+        if count > self._count:
+            raise RuntimeError(f"{count} pages asked for, {self._count} free")
+        self._count -= count
+        return self._free[self._count : self._count + count].copy()
 
-    def share(self, pages: list[int]) -> None:
-        """One more reference to each page."""
-        self._references[pages] += 1
-
-    def release(self, pages: list[int]) -> None:
-        """One reference less to each page; a page without any is free again."""
-        self._references[pages] -= 1
-        self._free.extend(page for page in pages if self._references[page] == 0)
+    def release(self, pages: Int[np.ndarray, " n"]) -> None:
+        """Give pages back."""
+        self._free[self._count : self._count + len(pages)] = pages
+        self._count += len(pages)
 
 
-def pages_for(tokens: int, page_size: int) -> int:
-    """Pages that hold so many tokens."""
+def pages_for(tokens, page_size: int):
+    """Pages that hold so many tokens (a number or an array of them)."""
     return -(-tokens // page_size)
 
 
 def least_pages(max_prompt: int, max_response: int, page_size: int) -> int:
-    """Pages that a pool needs at least: the trash page, the longest prompt's, and one longest sequence's.
+    """Pages that a pool needs at least: the trash page, one longest sequence, and its copy of a shared page.
 
-    The last token of a prompt is not prefilled, and the last token sampled is never an input.
+    A sample shares the full pages of its prompt and has the prompt's last, partly filled page twice: the prompt's and
+    its own copy. The last token sampled is never an input, so its keys and values need no place.
     """
-    prompt = pages_for(max_prompt - 1, page_size)
-    return 1 + prompt + pages_for(max_prompt + max_response - 1, page_size)
+    return 2 + pages_for(max_prompt + max_response - 1, page_size)

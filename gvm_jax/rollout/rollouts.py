@@ -1,5 +1,7 @@
 """What the engine returns: sampled tokens as they were sampled, never re-tokenised."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -21,32 +23,8 @@ class Rollouts:
         """T, the most tokens a response can have."""
         return self.logprobs.shape[1]
 
-    @classmethod
-    def empty(cls, prompts: list[np.ndarray], counts: np.ndarray, max_prompt: int, max_response: int) -> "Rollouts":
-        """Rows for `counts[i]` samples of prompt i, as numpy arrays without a response yet."""
-        group = np.repeat(np.arange(len(prompts), dtype=np.int32), counts)
-        tokens = np.zeros((len(group), max_prompt + max_response), np.int32)
-        for row, i in enumerate(group):
-            tokens[row, : len(prompts[i])] = prompts[i]
-        return cls(
-            tokens=tokens,
-            prompt_lengths=np.array([len(prompts[i]) for i in group], np.int32),
-            response_lengths=np.zeros(len(group), np.int32),
-            logprobs=np.zeros((len(group), max_response), np.float32),
-            group=group,
-            stopped=np.zeros(len(group), bool),
-        )
-
-    def append(self, row: int, tokens: np.ndarray, logprobs: np.ndarray) -> None:
-        """Write the next response tokens of a row in place (numpy arrays only)."""
-        begin = self.response_lengths[row]
-        at = self.prompt_lengths[row] + begin
-        self.tokens[row, at : at + len(tokens)] = tokens
-        self.logprobs[row, begin : begin + len(tokens)] = logprobs
-        self.response_lengths[row] += len(tokens)
-
-    def response(self, row: int) -> np.ndarray:
-        """The response tokens of a row."""
+    def response(self, row: int) -> Int[np.ndarray, " n"]:
+        """The response tokens of a row (numpy arrays only)."""
         begin = self.prompt_lengths[row]
         return self.tokens[row, begin : begin + self.response_lengths[row]]
 
@@ -55,3 +33,60 @@ class Rollouts:
         """Rows of both, first's before second's."""
         fields = first.__dataclass_fields__
         return Rollouts(**{f: np.concatenate([getattr(first, f), getattr(second, f)]) for f in fields})
+
+
+class Samples:
+    """Responses while they grow, one a row; rows are added by request."""
+
+    def __init__(self, max_response: int):
+        self.max_response = max_response
+        self._tokens = np.zeros((0, max_response), np.int32)
+        self._logprobs = np.zeros((0, max_response), np.float32)
+        self.lengths = np.zeros(0, np.int32)
+        self.stopped = np.zeros(0, bool)
+
+    def __len__(self) -> int:
+        """Rows so far."""
+        return len(self.lengths)
+
+    def add(self, count: int) -> range:
+        """Appends empty rows."""
+        begin = len(self)
+        for name in ("_tokens", "_logprobs", "lengths", "stopped"):
+            old = getattr(self, name)
+            setattr(self, name, np.concatenate([old, np.zeros((count, *old.shape[1:]), old.dtype)]))
+        return range(begin, begin + count)
+
+    def append(
+        self, rows: Int[np.ndarray, " n"], tokens: Int[np.ndarray, "n K"], logprobs: Float[np.ndarray, "n K"]
+    ) -> Int[np.ndarray, " n"]:
+        """Writes each row's next tokens, which end at the first negative one; returns how many there were."""
+        new = tokens >= 0
+        counts = new.sum(1)
+        row, step = np.nonzero(new)
+        at = self.lengths[rows][row] + step
+        self._tokens[rows[row], at] = tokens[new]
+        self._logprobs[rows[row], at] = logprobs[new]
+        self.lengths[rows] += counts
+        return counts
+
+    def response(self, row: int) -> Int[np.ndarray, " n"]:
+        """The tokens of a row so far."""
+        return self._tokens[row, : self.lengths[row]]
+
+    def rollouts(self, prompts: Sequence[Int[np.ndarray, " P"]], group: Int[np.ndarray, " N"], max_prompt: int):
+        """Rollouts of all rows, row i being a sample of prompts[group[i]]."""
+        prompt_lengths = np.array([len(prompts[i]) for i in group], np.int32)
+        tokens = np.zeros((len(self), max_prompt + self.max_response), np.int32)
+        for row, i in enumerate(group):
+            begin = prompt_lengths[row]
+            tokens[row, :begin] = prompts[i]
+            tokens[row, begin : begin + self.lengths[row]] = self.response(row)
+        return Rollouts(
+            tokens,
+            prompt_lengths,
+            self.lengths.copy(),
+            self._logprobs.copy(),
+            group.astype(np.int32),
+            self.stopped.copy(),
+        )

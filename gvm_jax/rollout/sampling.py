@@ -21,38 +21,48 @@ def sample_tokens(
 ) -> Int[Array, " S"]:
     """One token a row from softmax(logits / temperature), cut to the nucleus and the k likeliest tokens.
 
-    Draws by inverting the CDF with one uniform number a row. A temperature of 0 takes the likeliest token.
+    Draws by inverting the CDF with one uniform number a row. A temperature of 0 takes the likeliest token. Never
+    writes the probabilities: the logits are read twice, and then the one chunk of them that the draw falls into.
     """
-    greedy = jnp.argmax(logits, axis=-1)
-    probabilities = jax.nn.softmax(logits / jnp.where(temperature > 0, temperature, 1.0), axis=-1)
-    if top_k:
-        kept = jax.lax.top_k(probabilities, min(top_k, logits.shape[-1]))[0]
-        probabilities = jnp.where(probabilities >= kept[:, -1:], probabilities, 0.0)
-    if top_p < 1.0:
-        descending = -jnp.sort(-probabilities, axis=-1)
-        before = jnp.cumsum(descending, axis=-1) - descending
-        total = descending.sum(-1, keepdims=True)
-        smallest = jnp.min(jnp.where(before < top_p * total, descending, jnp.inf), axis=-1, keepdims=True)
-        probabilities = jnp.where(probabilities >= smallest, probabilities, 0.0)
-    uniform = jax.vmap(lambda key: jax.random.uniform(key, ()))(keys)
-    return jnp.where(temperature > 0, _invert_cdf(probabilities, uniform), greedy).astype(jnp.int32)
+    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
+    peak = logits.max(-1, keepdims=True)
+    least = _least_kept(logits, peak, inverse, top_p, top_k)
+    chunks = jnp.pad(logits, ((0, 0), (0, -logits.shape[-1] % _CHUNK)), constant_values=-jnp.inf)
+    chunks = chunks.reshape(len(logits), -1, _CHUNK)
 
+    def weigh(part, least, peak):
+        return jnp.where(part >= least, jnp.exp((part - peak) * inverse), 0.0)
 
-def _invert_cdf(weights: Float[Array, "S V"], uniform: Float[Array, " S"]) -> Int[Array, " S"]:
-    """The first index whose cumulative weight exceeds uniform · total; it always has a positive weight."""
-    rows, size = weights.shape
-    chunks = jnp.pad(weights, ((0, 0), (0, -size % _CHUNK))).reshape(rows, -1, _CHUNK)
-    sums = chunks.sum(-1)
+    sums = weigh(chunks, least[..., None], peak[..., None]).sum(-1)
     cumulative = jnp.cumsum(sums, axis=-1)
+    uniform = jax.vmap(lambda key: jax.random.uniform(key, ()))(keys)
     target = uniform * cumulative[:, -1]
-    chunk = _first_above(cumulative, sums, target)
-    pick = chunk[:, None]
-    before = jnp.take_along_axis(cumulative - sums, pick, axis=1)[:, 0]
-    inner = jnp.take_along_axis(chunks, pick[..., None], axis=1)[:, 0]
-    return chunk * _CHUNK + _first_above(jnp.cumsum(inner, axis=-1), inner, target - before)
+    likeliest = jnp.argmax(chunks.max(-1), axis=-1)
+    chunk = jnp.where(temperature > 0, _first_above(cumulative, sums, target), likeliest)
+    before = jnp.take_along_axis(cumulative - sums, chunk[:, None], axis=1)[:, 0]
+    inner = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]
+    weights = weigh(inner, least, peak)
+    drawn = _first_above(jnp.cumsum(weights, axis=-1), weights, target - before)
+    pick = jnp.where(temperature > 0, drawn, jnp.argmax(inner, axis=-1))
+    return (chunk * _CHUNK + pick).astype(jnp.int32)
+
+
+def _least_kept(logits: Float[Array, "S V"], peak: Float[Array, "S 1"], inverse, top_p, top_k) -> Float[Array, "S 1"]:
+    """The smallest logit that the cuts keep: the k-th largest, then the last one of the nucleus."""
+    least = jnp.full_like(peak, -jnp.inf)
+    if top_k:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+    if top_p < 1.0:
+        descending = -jnp.sort(-logits, axis=-1)
+        weights = jnp.where(descending >= least, jnp.exp((descending - peak) * inverse), 0.0)
+        before = jnp.cumsum(weights, axis=-1) - weights
+        inside = (weights > 0) & (before < top_p * weights.sum(-1, keepdims=True))
+        least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)
+    return least
 
 
 def _first_above(cumulative, weights, target):
+    """The first index whose cumulative weight exceeds the target; it always has a positive weight."""
     above = (cumulative > target[:, None]) & (weights > 0)
     last = weights.shape[1] - 1 - jnp.argmax(weights[:, ::-1] > 0, axis=-1)  # where rounding leaves none above
     return jnp.where(above.any(-1), jnp.argmax(above, axis=-1), last)

@@ -1,135 +1,238 @@
-"""Which sample runs in which slot on which pages: the host's side of continuous batching. Knows no JAX."""
+"""Which sample decodes in which slot on which pages: the host's side of continuous batching. Knows no JAX."""
 
+import bisect
 import collections
 import dataclasses
 
 import numpy as np
+from jaxtyping import Int
 
 from gvm_jax.rollout.pages import TRASH_PAGE, PagePool, pages_for
+from gvm_jax.rollout.rollouts import Samples
 
 
 @dataclasses.dataclass
 class _Group:
-    """The samples of one prompt."""
+    """The samples of one request."""
 
-    tokens: np.ndarray
-    waiting: int  # samples not admitted yet
+    tokens: Int[np.ndarray, " P"]
+    prompt_id: int
     next_row: int
     next_sample: int
-    prompt_pages: list[int] | None = None  # None = not prefilled
+    waiting: int  # samples that were never admitted
+    unfinished: int
+    running: int = 0
+    pages: Int[np.ndarray, " n"] | None = None  # the prompt's; None = not computed
+
+    @property
+    def cached(self) -> int:
+        """Prompt tokens in the cache: the last one is each sample's first input."""
+        return len(self.tokens) - 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Placement:
-    """A sample that was given a slot."""
+class Piece:
+    """Tokens whose keys and values must be computed before the next block of decode steps."""
 
-    slot: int
-    row: int
-    group: int
-    sample: int
-    pages: list[int]
-    copy_from: int
-    copy_to: int
+    tokens: Int[np.ndarray, " n"]
+    begin: int  # position of the first
+    pages: Int[np.ndarray, " m"]  # of the sequence, in order
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What the device does next: compute pieces, copy pages, then decode the slots in this order."""
+
+    pieces: list[Piece]
+    copy_from: list[int]
+    copy_to: list[int]
+    slots: Int[np.ndarray, " n"]
 
 
 class Scheduler:
-    """Admits samples in order as slots and pages become free.
+    """Admits samples as slots and pages become free, those expected to be longest first.
 
-    The cache holds all but the last token of a prompt once; its samples share the full pages and copy the last, partly
-    filled one. A sample is admitted when every page that it may ever need is free, so a running sample never waits.
+    A prompt's keys and values are computed once; its samples read them there. A sample's own page table begins with
+    the prompt's full pages, then a copy of its last, partly filled one, which takes the sample's own tokens too. Pages
+    are handed out a block of steps ahead. When none are left, prompts whose samples all wait lose theirs, then the
+    sample admitted last does: it goes back to the head of the queue, and what it had sampled is computed again (one
+    piece, not step by step) when there is room.
     """
 
-    def __init__(
-        self,
-        prompts,
-        counts,
-        first_sample: int,
-        slots: int,
-        num_pages: int,
-        page_size: int,
-        max_response: int,
-    ):
-        first_rows = np.cumsum(counts) - counts
-        self._groups = [
-            _Group(tokens, int(n), int(row), first_sample)
-            for tokens, n, row in zip(prompts, counts, first_rows, strict=True)
-        ]
-        self._queue = collections.deque(i for i, group in enumerate(self._groups) if group.waiting)
+    def __init__(self, samples: Samples, slots: int, num_pages: int, page_size: int, max_tokens: int, block_steps: int):
+        self.samples, self._block_steps, self._page_size = samples, block_steps, page_size
         self._pool = PagePool(num_pages)
-        self._page_size, self._max_response = page_size, max_response
-        self._running: dict[int, Placement] = {}
-        self._free_slots = list(range(slots - 1, -1, -1))
-        self._most_pages = max((self._sequence_pages(group) for group in self._groups), default=0)
+        self._groups: list[_Group] = []
+        self._queue: list[tuple] = []  # (priority, group) of those with samples that were never admitted
+        self._preempted: collections.deque[tuple[int, int, int, int]] = (
+            collections.deque()
+        )  # group, row, sample, serial
+        self._serial = 0
+        self.preemptions = 0
 
-    @property
-    def running(self) -> dict[int, Placement]:
-        """The samples in flight, by slot."""
-        return self._running
+        def column():
+            return np.zeros(slots, np.int32)
+
+        self.active = np.zeros(slots, bool)
+        self.group, self.row, self.sample, self.serial = column(), column(), column(), column()
+        self.token, self.position, self.limit = column(), column(), column()
+        self.page_table = np.full((slots, pages_for(max_tokens, page_size)), TRASH_PAGE, np.int32)
+        self._held, self._shared_pages = column(), column()  # entries of the page table: filled; the prompt's
+
+    def request(
+        self, tokens: Int[np.ndarray, " P"], prompt_id: int, count: int, first_sample: int, expected_length: float
+    ) -> range:
+        """Queues `count` samples of a prompt and returns their rows."""
+        rows = self.samples.add(count)
+        if count:
+            self._groups.append(_Group(tokens, prompt_id, rows.start, first_sample, count, count))
+            bisect.insort(self._queue, ((-expected_length, -count), len(self._groups) - 1))
+        return rows
 
     @property
     def done(self) -> bool:
-        """Every sample was admitted and finished."""
-        return not self._queue and not self._running
+        """Every sample requested so far has finished."""
+        return not self._queue and not self._preempted and not self.active.any()
 
-    def to_prefill(self, batch: int) -> list[tuple[int, np.ndarray, list[int]]]:
-        """(group, prompt tokens, pages) of the next prompts to prefill.
+    def prompt(self, slot: int) -> _Group:
+        """The request that a slot samples."""
+        return self._groups[self.group[slot]]
 
-        Empty as long as the next sample's prompt is prefilled or no slot is free; otherwise up to `batch` prompts, as
-        a whole batch costs what one prompt costs. Room for one more sequence always stays, so that prompts that
-        wait can never block the samples.
+    def plan(self, piece_tokens: int, batch_tokens: int) -> Plan:
+        """Gives every running sample the pages of its next block and admits waiting ones.
+
+        Args:
+          piece_tokens: prompts are computed in pieces of so many tokens ...
+          batch_tokens: ... and so many tokens at once: room that is left takes the prompts that come next.
         """
-        if not self._free_slots or not self._queue or self._groups[self._queue[0]].prompt_pages is not None:
-            return []
-        batch_of = []
-        for index in self._queue:
-            group = self._groups[index]
-            need = pages_for(len(group.tokens) - 1, self._page_size)
-            if len(batch_of) == batch or self._pool.num_free < need + self._most_pages:
-                break
-            if group.prompt_pages is None:
-                group.prompt_pages = self._pool.allocate(need)
-                batch_of.append((index, group.tokens, group.prompt_pages))
-        return batch_of
+        plan = Plan([], [], [], None)
+        self._grow()
+        while not self.active.all() and self._admit(plan):
+            pass
+        used = sum(pages_for(len(piece.tokens), piece_tokens) for piece in plan.pieces) * piece_tokens
+        if used:
+            self._look_ahead(plan, -used % batch_tokens // piece_tokens, piece_tokens)
+        slots = np.flatnonzero(self.active)
+        # Longest first: attention reads neighbours together, as far as the longest of them.
+        own = self.position[slots] - self._shared_pages[slots] * self._page_size
+        return dataclasses.replace(plan, slots=slots[np.argsort(-own, kind="stable")])
 
-    def admit(self) -> list[Placement]:
-        """Samples that start now."""
-        placements = []
-        while self._queue and self._free_slots:
-            index = self._queue[0]
-            group = self._groups[index]
-            if group.prompt_pages is None:
+    def advance(
+        self, slots: Int[np.ndarray, " n"], steps: Int[np.ndarray, " n"], last: Int[np.ndarray, " n"], ended
+    ) -> None:
+        """The slots sampled so many tokens, the last of them `last`; those that ended are free."""
+        self.position[slots] += steps
+        self.token[slots] = last
+        for slot in slots[ended]:
+            group = self.prompt(slot)
+            group.unfinished -= 1
+            self._vacate(slot)
+
+    def _reach(self, slots) -> Int[np.ndarray, " n"]:
+        """Tokens in the cache after the next block. The last token of a sequence is never an input."""
+        return np.minimum(self.position[slots] + self._block_steps, self.limit[slots] - 1)
+
+    def _grow(self) -> None:
+        while True:
+            slots = np.flatnonzero(self.active)
+            need = np.maximum(pages_for(self._reach(slots), self._page_size) - self._held[slots], 0)
+            if need.sum() <= self._pool.num_free:
                 break
-            shared = group.prompt_pages[: (len(group.tokens) - 1) // self._page_size]
-            need = self._sequence_pages(group) - len(shared)
-            if self._pool.num_free < need:
-                break
-            own = self._pool.allocate(need)
-            self._pool.share(shared)
-            partial = group.prompt_pages[len(shared) :]
-            placement = Placement(
-                slot=self._free_slots.pop(),
-                row=group.next_row,
-                group=index,
-                sample=group.next_sample,
-                pages=shared + own,
-                copy_from=partial[0] if partial else TRASH_PAGE,
-                copy_to=own[0] if partial else TRASH_PAGE,
-            )
-            self._running[placement.slot] = placement
-            placements.append(placement)
-            group.waiting, group.next_row, group.next_sample = (
-                group.waiting - 1, group.next_row + 1, group.next_sample + 1,
-            )  # fmt: skip
+            if not self._evict():
+                self._preempt(slots[np.argmax(self.serial[slots])])
+        owners = np.repeat(slots, need)
+        entries = self._held[owners] + np.arange(len(owners)) - np.repeat(np.cumsum(need) - need, need)
+        self.page_table[owners, entries] = self._pool.allocate(len(owners))
+        self._held[slots] += need
+
+    def _admit(self, plan: Plan) -> bool:
+        """Starts the next sample, or says that none waits or fits."""
+        if self._preempted:
+            index, row, sample, serial = self._preempted[0]
+        elif self._queue:
+            index = self._queue[0][1]
+            row, sample, serial = self._groups[index].next_row, self._groups[index].next_sample, self._serial
+        else:
+            return False
+        group, response = self._groups[index], self.samples.response(row)
+        position = group.cached + len(response)
+        limit = len(group.tokens) + self.samples.max_response
+        shared = group.cached // self._page_size
+        own = pages_for(min(position + self._block_steps, limit - 1), self._page_size) - shared
+        prompt = pages_for(group.cached, self._page_size) if group.pages is None else 0
+        while self._pool.num_free < own + prompt + self._reserve():
+            if self.active.any() or not self._evict(index):
+                return False
+        if prompt:
+            self._compute_prompt(plan, group)
+        slot = int(np.argmin(self.active))
+        pages = self._pool.allocate(own)
+        self.page_table[slot] = TRASH_PAGE
+        self.page_table[slot, :shared] = group.pages[:shared]
+        self.page_table[slot, shared : shared + own] = pages
+        self._held[slot], self._shared_pages[slot] = shared + own, shared
+        if len(response):
+            begin = shared * self._page_size
+            known = np.concatenate([group.tokens[:-1], group.tokens[-1:], response[:-1]])
+            plan.pieces.append(Piece(known[begin:], begin, self.page_table[slot].copy()))
+        elif shared < len(group.pages):
+            plan.copy_from.append(int(group.pages[shared]))
+            plan.copy_to.append(int(pages[0]))
+        self.active[slot] = True
+        self.group[slot], self.row[slot], self.sample[slot], self.serial[slot] = index, row, sample, serial
+        self.position[slot], self.limit[slot] = position, limit
+        self.token[slot] = response[-1] if len(response) else group.tokens[-1]
+        group.running += 1
+        if self._preempted:
+            self._preempted.popleft()
+        else:
+            self._serial += 1
+            group.next_row, group.next_sample, group.waiting = row + 1, sample + 1, group.waiting - 1
             if not group.waiting:
-                self._pool.release(group.prompt_pages)
-                self._queue.popleft()
-        return placements
+                self._queue.pop(0)
+        return True
 
-    def finish(self, slot: int) -> None:
-        """The sample in `slot` ended: its slot and pages are free."""
-        self._pool.release(self._running.pop(slot).pages)
-        self._free_slots.append(slot)
+    def _look_ahead(self, plan: Plan, pieces: int, piece_tokens: int) -> None:
+        for _, index in self._queue:
+            group = self._groups[index]
+            if group.pages is not None:
+                continue
+            pieces -= pages_for(group.cached, piece_tokens)
+            need = pages_for(group.cached, self._page_size) + pages_for(self._block_steps, self._page_size)
+            if pieces < 0 or self._pool.num_free < need + self._reserve():
+                break
+            self._compute_prompt(plan, group)
 
-    def _sequence_pages(self, group: _Group) -> int:
-        # The last sampled token is never an input, so its keys and values need no place.
-        return pages_for(len(group.tokens) + self._max_response - 1, self._page_size)
+    def _compute_prompt(self, plan: Plan, group: _Group) -> None:
+        group.pages = self._pool.allocate(pages_for(group.cached, self._page_size))
+        plan.pieces.append(Piece(group.tokens[:-1], 0, group.pages))
+
+    def _reserve(self) -> int:
+        """A page for each running sample that may still need one, so that an admission seldom ends in a preemption."""
+        slots = np.flatnonzero(self.active)
+        return int((self._held[slots] < pages_for(self.limit[slots] - 1, self._page_size)).sum())
+
+    def _evict(self, spared: int = -1) -> bool:
+        """Takes the pages of the waiting prompt that comes last; False where no waiting prompt has any."""
+        waiting = [index for _, index in self._queue] + [index for index, *_ in self._preempted]
+        for index in reversed(waiting):
+            group = self._groups[index]
+            if group.pages is not None and not group.running and index != spared:
+                self._pool.release(group.pages)
+                group.pages = None
+                return True
+        return False
+
+    def _preempt(self, slot: int) -> None:
+        self._preempted.appendleft((self.group[slot], self.row[slot], self.sample[slot], self.serial[slot]))
+        self.preemptions += 1
+        self._vacate(slot)
+
+    def _vacate(self, slot: int) -> None:
+        group = self.prompt(slot)
+        self._pool.release(self.page_table[slot, self._shared_pages[slot] : self._held[slot]])
+        self.active[slot] = False
+        group.running -= 1
+        if not group.unfinished:
+            self._pool.release(group.pages)
+            group.pages = None

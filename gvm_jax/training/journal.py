@@ -55,6 +55,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
     """The metrics of one step (host arrays), without the totals."""
     rollouts, statuses = graded.rollouts, [verdict.status for verdict in graded.verdicts]
     info = metrics.allocation
+    corrected = {} if metrics.truncated_weights is None else {"train/truncated_weights": metrics.truncated_weights}
     return {
         "reward/mean": graded.scores.mean(),
         "reward/accept_rate": (graded.scores > 0).mean(),
@@ -63,9 +64,11 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "rollout/truncated": 1.0 - rollouts.stopped.mean(),
         "rollout/logprob_mismatch": metrics.mismatch,
         "rollout/logprob_mismatch_max": metrics.max_mismatch,
+        "rollout/preemptions": graded.stats.preemptions,
         "train/loss": metrics.loss,
         "train/gradient_norm": metrics.gradient_norm,
         "train/clip_fraction": metrics.clip_fraction,
+        **corrected,
         "train/kl": metrics.kl,
         "allocation/min_count": metrics.counts.min(),
         "allocation/max_count": metrics.counts.max(),
@@ -74,6 +77,9 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "allocation/variance_ratio": info.variance_ratio,
         "allocation/ideal_variance_ratio": info.ideal_variance_ratio,
         **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
+        # Parts of the rollouts' seconds.
+        "seconds/rollout_prefill": graded.stats.prefill_seconds,
+        "seconds/rollout_idle": graded.stats.idle_seconds,
     }
 
 

@@ -14,9 +14,16 @@ A weighting states the objective:
                     more, so the counts change the objective (the reference implementation's behaviour)
 
 The first two divide token sums by the constant `max_response`, which changes the scale and no direction.
+
+Where rollouts are drawn with other weights than are trained, the ratio is that to the trained policy before the step's
+first update, π_old, and each token's term is multiplied by the truncated importance weight min(π_old/π_behaviour, C)
+(Yao et al., 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; truncation: Ionides, 2008).
+It corrects the choice of the token, not the odds of the tokens before and after it: with C = ∞ the expected gradient is
+that of π_old for answers of one token, and for longer ones its score has mean zero as under π_old.
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
@@ -45,6 +52,7 @@ class LossSums:
     loss: Float[Array, ""]
     kl: Float[Array, ""]  # Σ kl estimate over tokens
     clipped: Float[Array, ""]  # tokens whose ratio was clipped
+    truncated_weights: Float[Array, ""]  # tokens whose importance weight was truncated
     tokens: Float[Array, ""]  # response tokens of the samples that have a gradient
     mismatch: Float[Array, ""]  # Σ |log π − log π_sampled| over tokens
     max_mismatch: Float[Array, ""]
@@ -52,7 +60,10 @@ class LossSums:
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """An algorithm with its weighting; the fields of `config.objective` under the same names."""
+    """An algorithm with its weighting; the fields of `config.objective` under the same names.
+
+    `importance_cap` is None where rollouts are drawn with the weights that are trained: then nothing is corrected.
+    """
 
     algorithm: str
     weighting: str
@@ -60,13 +71,21 @@ class Objective:
     clip_high: float
     kl_coefficient: float
     kl_estimator: str
+    importance_cap: float | None = None
 
     @classmethod
-    def from_config(cls, config) -> "Objective":
-        """From the section `config.objective`; `auto` is resolved by the algorithm."""
+    def from_config(cls, config, corrected: bool) -> "Objective":
+        """From the section `config.objective`; `auto` is resolved by the algorithm.
+
+        Args:
+          config: the section.
+          corrected: rollouts are drawn with other weights than are trained.
+        """
         fields = {f.name: config[f.name] for f in dataclasses.fields(cls)}
         if config.weighting == "auto":
             fields["weighting"] = DEFAULT_WEIGHTING[config.algorithm]
+        if not corrected:
+            fields["importance_cap"] = None
         return cls(**fields)
 
     def sample_terms(
@@ -116,6 +135,7 @@ class Objective:
         self,
         logprobs: Float[Array, "B T"],
         behaviour_logprobs: Float[Array, "B T"],
+        old_logprobs: Float[Array, "B T"] | None,
         reference_logprobs: Float[Array, "B T"] | None,
         terms: SampleTerms,
         response_lengths: Int[Array, " B"],
@@ -126,6 +146,7 @@ class Objective:
         Args:
           logprobs: log π of the response tokens, differentiable; T = max_response.
           behaviour_logprobs: log π of the policy that sampled them.
+          old_logprobs: log π before the step's first update; None without an `importance_cap`, as that policy sampled.
           reference_logprobs: of the reference policy; None without a KL penalty.
           terms: the samples' rows of `sample_terms`.
           response_lengths: tokens of each response.
@@ -133,24 +154,31 @@ class Objective:
         """
         mask = (jnp.arange(logprobs.shape[1]) < response_lengths[:, None]) & self.has_gradient(terms)[:, None]
         advantage = terms.advantage[:, None]
-        log_ratio = jnp.where(mask, logprobs - behaviour_logprobs, 0.0)
+        weight, kl_weight, truncated = terms.weight[:, None], terms.kl_weight[:, None], jnp.zeros_like(mask)
+        if old_logprobs is None:
+            old_logprobs = behaviour_logprobs
+        else:
+            correction, truncated = importance_weights(old_logprobs, behaviour_logprobs, mask, self.importance_cap)
+            weight, kl_weight = weight * correction, kl_weight * correction
         gain, clipped = logprobs * advantage, jnp.zeros_like(mask)
         if self.algorithm != "raft":
+            log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
             gain, clipped = clipped_gain(log_ratio, advantage, self.clip_low, self.clip_high)
-        loss = -(terms.weight[:, None] * jnp.where(mask, gain, 0.0)).sum()
+        loss = -(weight * jnp.where(mask, gain, 0.0)).sum()
 
         kl = jnp.zeros(())
         if reference_logprobs is not None:
             kl_tokens = jnp.where(mask, kl_estimate(logprobs, reference_logprobs, self.kl_estimator), 0.0)
             kl = kl_tokens.sum()
-            loss += self.kl_coefficient * (terms.kl_weight[:, None] * kl_tokens).sum()
+            loss += self.kl_coefficient * (kl_weight * kl_tokens).sum()
 
-        mismatch = jax.lax.stop_gradient(jnp.abs(log_ratio))
+        mismatch = jax.lax.stop_gradient(jnp.abs(jnp.where(mask, logprobs - behaviour_logprobs, 0.0)))
         return LossSums(
             denominator=denominator,
             loss=loss,
             kl=jax.lax.stop_gradient(kl),
             clipped=(clipped & mask).sum().astype(jnp.float32),
+            truncated_weights=truncated.sum().astype(jnp.float32),
             tokens=mask.sum().astype(jnp.float32),
             mismatch=mismatch.sum(),
             max_mismatch=mismatch.max(),
@@ -182,6 +210,14 @@ def clipped_gain(
     ratio = jnp.exp(log_ratio)
     free, bounded = ratio * advantage, jnp.clip(ratio, 1.0 - low, 1.0 + high) * advantage
     return jnp.minimum(free, bounded), bounded < free
+
+
+def importance_weights(
+    old_logprobs: Float[Array, "B T"], behaviour_logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], cap: float
+) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    """min(π_old/π_behaviour, cap) of the tokens in the mask and where the cap acts; a constant to the gradient."""
+    log_ratio = jax.lax.stop_gradient(jnp.where(mask, old_logprobs - behaviour_logprobs, 0.0))
+    return jnp.exp(jnp.minimum(log_ratio, math.log(cap))), mask & (log_ratio > math.log(cap))
 
 
 def kl_estimate(

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
@@ -15,7 +16,7 @@ from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import BATCH_AXES, param_shardings, replicated
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Verdict
-from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
@@ -32,6 +33,7 @@ class Graded:
 
     rollouts: Rollouts
     verdicts: list[Verdict]
+    stats: SampleStats = dataclasses.field(default_factory=SampleStats)
 
     @property
     def scores(self) -> np.ndarray:
@@ -108,7 +110,7 @@ class Run:
             model=self.model,
             mesh=self.mesh,
             optimizer=self._optimizer,
-            objective=Objective.from_config(config.objective),
+            objective=Objective.from_config(config.objective, corrected=config.rollout.weight_dtype == "int8"),
             allocator=allocator,
             norms=GradientNormSettings.from_config(config.gradient_norms),
             prompts_per_step=config.prompts_per_step,
@@ -129,6 +131,7 @@ class Run:
         )  # fmt: skip
         everywhere = replicated(self.mesh)
         self.train_step = jax.jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
+        self._response_length = jax.jit(statistics.response_length)
         self._after_pilot = jax.jit(self._step.after_pilot, out_shardings=everywhere)
 
     def _new_state(self, params) -> TrainState:
@@ -153,17 +156,22 @@ class Run:
         temperature = self.config.rollout.temperature
         ids = np.asarray(state.prompt_ids)
         pilots = self._step.pilot_samples
+        policy = self._load(state)
+
+        def sample(state: TrainState, counts, first_sample: int) -> Graded:
+            lengths = np.asarray(self._response_length(state.statistics, ids))
+            return self._sample(policy, self.prompts, ids, counts, key, temperature, first_sample, lengths)
+
         if not pilots:
-            return state, self._sample(state, self.prompts, ids, np.asarray(state.counts), key, temperature, 0)
-        every = np.full(len(ids), pilots, np.int32)
-        pilot = self._sample(state, self.prompts, ids, every, key, temperature, 0)
+            return state, sample(state, np.asarray(state.counts), 0)
+        pilot = sample(state, np.full(len(ids), pilots, np.int32), 0)
         with self.timer("allocation"):
             observed, counts = self._after_pilot(state, pilot.rollouts, pilot.scores)
             state = state.replace(statistics=observed, counts=counts)
             counts = np.asarray(counts)
-        fresh = self._sample(state, self.prompts, ids, counts, key, temperature, pilots)
+        fresh = sample(state, counts, pilots)
         rollouts = Rollouts.concatenate(pilot.rollouts, fresh.rollouts)
-        return state, Graded(rollouts, pilot.verdicts + fresh.verdicts)
+        return state, Graded(rollouts, pilot.verdicts + fresh.verdicts, pilot.stats + fresh.stats)
 
     def evaluate(self, state: TrainState) -> float:
         """Accuracy of one sample for each held-out prompt, drawn with the same random numbers every time."""
@@ -171,7 +179,7 @@ class Run:
         every = np.ones(len(self.held_out), np.int32)
         temperature = self.config.evaluation.temperature
         graded = self._sample(
-            state,
+            self._load(state, "evaluation"),
             self.held_out,
             self.held_out.ids,
             every,
@@ -182,15 +190,20 @@ class Run:
         )
         return float(graded.scores.mean())
 
+    def _load(self, state: TrainState, phase: str = "rollout") -> Policy:
+        with self.timer(phase):
+            return self.engine.load(state.params)
+
     def _sample(
         self,
-        state,
+        policy: Policy,
         prompts: PromptSet,
         ids,
         counts,
         key,
         temperature,
         first_sample,
+        expected_lengths=None,
         phases=("rollout", "reward"),
     ) -> Graded:
         """Samples prompts; each response goes to the grader while others still decode."""
@@ -203,12 +216,14 @@ class Run:
             pending[row] = self.grader.submit(text, prompts.golds[gold_of_row[row]])
 
         with self.timer(phases[0]):
-            rollouts = self.engine.sample(
-                state.params, [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+            rollouts = policy.sample(
+                [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+                expected_lengths=expected_lengths,
                 on_finished=submit, check_interrupt=self._check_interrupt,
             )  # fmt: skip
+        stats = self.engine.stats
         with self.timer(phases[1]):
-            return Graded(rollouts, self.grader.collect(pending))
+            return Graded(rollouts, self.grader.collect(pending), stats)
 
 
 def describe_run(run: Run) -> list[str]:
@@ -226,6 +241,8 @@ def describe_run(run: Run) -> list[str]:
         f"step      {config.prompts_per_step} prompts, {config.rollouts_per_step} rollouts, "
         f"{config.optimizer.updates_per_step} updates; {config.objective.algorithm}, "
         f"allocation {config.allocation.strategy} ({config.allocation.mode})",
+        f"rollouts  {run.engine.settings.slots} slots, attention {run.engine.kernels}, "
+        f"weights {run.engine.weight_dtype}, KV cache {run.engine.cache_bytes / 2**20:.0f} MiB",
         f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items()),
     ]
 

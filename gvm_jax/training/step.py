@@ -29,6 +29,7 @@ class StepMetrics:
     loss: Float[Array, ""]  # mean over the step's updates
     gradient_norm: Float[Array, ""]  # global norm before the clip, mean over updates
     clip_fraction: Float[Array, ""]  # tokens with a clipped importance ratio
+    truncated_weights: Float[Array, ""] | None  # tokens with a truncated importance weight; None without correction
     kl: Float[Array, ""]  # mean estimate a token
     mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
     max_mismatch: Float[Array, ""]
@@ -101,6 +102,7 @@ class TrainStep:
             loss=jnp.mean(sums.loss / sums.denominator),
             gradient_norm=jnp.mean(norms),
             clip_fraction=sums.clipped.sum() / tokens,
+            truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
             kl=sums.kl.sum() / tokens,
             mismatch=sums.mismatch[0] / sums.tokens[0],
             max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
@@ -157,6 +159,7 @@ class TrainStep:
             segment_sum(jnp.ones_like(rewards), rollouts.group, m),
             norm_sum,
             norm_count,
+            segment_sum(rollouts.response_lengths.astype(jnp.float32), rollouts.group, m),
             decay,
         )
         return observed, norm_count.sum().astype(jnp.int32)
@@ -166,14 +169,17 @@ class TrainStep:
     ) -> tuple[Params, PyTree, LossSums, Float[Array, " U"]]:
         """`updates_per_step` optimizer updates, each on an equal random share of the rows."""
         batches = self._micro_batches(state, rollouts, terms)
+        old = None
+        if self.objective.importance_cap is not None:
+            old = self._old_logprobs(state.params, *batches)
         prompts_per_sample = self.prompts_per_step / rollouts.group.shape[0]
 
-        def loss(params, batch: Rollouts, batch_terms: SampleTerms):
+        def loss(params, batch: Rollouts, batch_terms: SampleTerms, old: Float[Array, "B T"] | None):
             reference = None
             if state.reference is not None:
                 reference = jax.lax.stop_gradient(self._logprobs(state.reference, batch))
             sums = self.objective.loss_sums(
-                self._logprobs(params, batch), batch.logprobs, reference, batch_terms, batch.response_lengths,
+                self._logprobs(params, batch), batch.logprobs, old, reference, batch_terms, batch.response_lengths,
                 self.objective.denominator(
                     batch_terms, batch.response_lengths, batch.max_response, prompts_per_sample
                 ),
@@ -205,8 +211,18 @@ class TrainStep:
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients))
 
-        (params, opt_state), (sums, norms) = jax.lax.scan(update, (state.params, state.opt_state), batches)
+        (params, opt_state), (sums, norms) = jax.lax.scan(update, (state.params, state.opt_state), (*batches, old))
         return params, opt_state, sums, norms
+
+    def _old_logprobs(self, params: Params, batches: Rollouts, terms: SampleTerms) -> Float[Array, "U M B T"]:
+        """log π of the micro-batches' tokens before the first update; zeros for those without a gradient."""
+
+        def micro_batch(part):
+            batch, batch_terms = part
+            wanted = self.objective.has_gradient(batch_terms).any()
+            return jax.lax.cond(wanted, lambda: self._logprobs(params, batch), lambda: jnp.zeros_like(batch.logprobs))
+
+        return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), (batches, terms))
 
     def _micro_batches(self, state: TrainState, rollouts: Rollouts, terms: SampleTerms):
         """Rows as [updates, micro-batches, rows]: shuffled over updates; those without a gradient come last."""

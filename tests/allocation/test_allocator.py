@@ -25,7 +25,7 @@ def population():
     rng = np.random.default_rng(0)
     p, G = rng.uniform(0.1, 0.95, PROMPTS), rng.lognormal(0, 0.8, PROMPTS)
     trials = np.full(PROMPTS, 1e6)
-    values = (jnp.asarray(value, jnp.float32) for value in (p * trials, trials, G**2 * p * trials, p * trials))
+    values = (jnp.asarray(value, jnp.float32) for value in (p * trials, trials, G**2 * p * trials, p * trials, trials))
     return p, G, update(init(PROMPTS), jnp.arange(PROMPTS), *values, 0.9)
 
 

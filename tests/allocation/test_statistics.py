@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_jax.allocation import PromptStatistics, accept_rate, gradient_norm, init, update
+from gvm_jax.allocation import PromptStatistics, accept_rate, gradient_norm, init, response_length, update
 
 PROMPTS, BATCH = 6, 4
 ALL = jnp.arange(PROMPTS)
@@ -22,13 +22,14 @@ def same_bits(left, right):
     return all((a.view(np.int32) == b.view(np.int32)).all() for a, b in zip(leaves(left), leaves(right), strict=True))
 
 
-def observe(statistics, ids, successes, trials, norms=None, decay=0.5):
+def observe(statistics, ids, successes, trials, norms=None, decay=0.5, tokens=None):
     """`update` with `norms` as one list of measured norms per prompt."""
     norms = norms or [[]] * len(ids)
     squared = jnp.asarray([sum(g**2 for g in n) for n in norms], jnp.float32)
     count = jnp.asarray([len(n) for n in norms], jnp.float32)
     as_floats = (jnp.asarray(values, jnp.float32) for values in (successes, trials))
-    return update(statistics, jnp.asarray(ids, jnp.int32), *as_floats, squared, count, decay)
+    tokens = jnp.asarray(trials if tokens is None else tokens, jnp.float32)
+    return update(statistics, jnp.asarray(ids, jnp.int32), *as_floats, squared, count, tokens, decay)
 
 
 @st.composite
@@ -174,12 +175,13 @@ def test_shrinking_lowers_the_error_in_a_population_it_was_made_for():
 def test_no_input_makes_an_estimate_that_is_not_finite(bad):
     statistics = observe(init(PROMPTS), [0, 1], [1, 2], [3, 3], [[1.0], [2.0]])
     value, one = jnp.full(2, bad, jnp.float32), jnp.ones(2)
-    for position in range(4):
-        values = [value if i == position else one for i in range(4)]
+    for position in range(5):
+        values = [value if i == position else one for i in range(5)]
         new = statistics
         for _ in range(3):
             new = update_jit(new, jnp.asarray([0, 3]), *values, 1.0)
         assert all(np.isfinite(leaf).all() for leaf in leaves(new))
+        assert np.isfinite(response_length(new, ALL)).all() and (response_length(new, ALL) >= 0).all()
         assert (new.successes <= new.trials).all() and (new.successes >= 0).all()
         for strength in (0.0, 2.0):
             rates, norms = accept_rate(new, ALL, strength), gradient_norm(new, ALL, strength)
@@ -198,10 +200,20 @@ def test_update_compiles_once_and_may_donate_its_statistics():
     @functools.partial(jax.jit, donate_argnums=0)
     def step(statistics, ids):
         traces.append(1)
-        return update(statistics, ids, *[jnp.ones(2)] * 4, 0.9)
+        return update(statistics, ids, *[jnp.ones(2)] * 5, 0.9)
 
     statistics = init(PROMPTS)
     for ids in ([0, 1], [2, -1], [5, 0]):
         statistics = step(statistics, jnp.asarray(ids))
     assert isinstance(statistics, PromptStatistics) and len(traces) == 1
     assert statistics.visits.tolist() == [2, 1, 1, 0, 0, 1]
+
+
+def test_response_length_is_the_decayed_mean_and_the_others_where_nothing_is_known():
+    assert response_length(init(PROMPTS), ALL).tolist() == [0] * len(ALL)
+    statistics = observe(init(PROMPTS), [0, 2], [0, 1], [2, 4], decay=0.5, tokens=[20, 100])
+    statistics = observe(statistics, [0], [1], [1], decay=0.5, tokens=[40])
+    first = (0.5 * 20 + 40) / (0.5 * 2 + 1)
+    expected = np.full(PROMPTS, (first + 25) / 2)
+    expected[[0, 2]] = first, 25
+    np.testing.assert_allclose(response_length(statistics, jnp.arange(PROMPTS)), expected, rtol=1e-6)

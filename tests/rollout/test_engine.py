@@ -1,13 +1,18 @@
 """The engine against transformers, against a dense forward pass, and against itself in other layouts."""
 
+import dataclasses
 import pathlib
 
 import jax
 import numpy as np
 import pytest
 
+from gvm_jax.config import ConfigError
+from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import response_logprobs
-from gvm_jax.models.qwen2 import segment_attention
+from gvm_jax.models.quantize import quantize
+from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.rollout.attention import resolve_attention
 from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "models/golden"
@@ -17,14 +22,17 @@ SETTINGS = dict(
     slots=5,
     page_size=4,
     block_steps=3,
-    prefill_batch=2,
-    prefill_chunk=8,
+    prefill_tokens=64,
 )
 KEY = jax.random.key(7)
 RNG = np.random.default_rng(0)
 PROMPTS = [RNG.integers(2, 96, n).astype(np.int32) for n in (2, 20, 5, 9, 13, 17, 4)]
 IDS = np.array([11, 5, 900, 3, 77, 42, 8], np.int32)
 COUNTS = np.array([3, 1, 0, 6, 2, 1, 4], np.int32)
+
+
+def tiny_config():
+    return Qwen2Config.from_folder(GOLDEN / "tiny_untied")
 
 
 def engine_of(tiny, mesh, stop_ids=(1, 7, 8, 9), **changes):
@@ -74,11 +82,12 @@ def test_behaviour_logprobs_equal_a_dense_forward_pass(rollouts, tiny):
     "changes",
     [
         dict(slots=1),
-        dict(slots=16, prefill_batch=7),
+        dict(slots=16),
+        dict(slots=32, prefill_tokens=32),
         dict(page_size=16),
         dict(page_size=1, block_steps=5),
-        dict(prefill_chunk=3, block_steps=12),
-        dict(pages=14),
+        dict(block_steps=12),
+        dict(pages=10),
     ],
     ids=str,
 )
@@ -110,11 +119,91 @@ def test_device_count_changes_no_token(tiny, rollouts, test_mesh):
 
 
 def test_nothing_is_compiled_after_the_first_call(engine, tiny, rollouts, compilations):
-    engine.sample(tiny[1], PROMPTS, IDS, COUNTS, jax.random.key(1), 1.0)
+    """20 allocations, from one prompt that has all samples to one sample each, and other temperatures."""
+    policy = engine.load(tiny[1])
     compiled = len(compilations)
-    for counts in (COUNTS[::-1], np.ones(7, np.int32), np.array([9, 0, 0, 0, 0, 0, 0])):
-        engine.sample(tiny[1], PROMPTS, IDS, counts, jax.random.key(1), 0.5)
+    rng = np.random.default_rng(1)
+    for i in range(20):
+        counts = rng.multinomial(17, rng.dirichlet(np.full(7, 0.3)))
+        policy.sample(PROMPTS, IDS, counts, KEY, 0.5 + i / 10)
     assert len(compilations) == compiled
+
+
+def test_a_batch_narrows_as_samples_run_out(tiny, mesh, rollouts):
+    """Widths 16 and 8 take turns without a change of tokens."""
+    engine = engine_of(tiny, mesh, slots=16)
+    widths = []
+    policy = engine.load(tiny[1])
+    engine._decode = {
+        w: lambda *args, w=w, program=program: (widths.append(w), program(*args))[1]
+        for w, program in engine._decode.items()
+    }
+    found = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+    np.testing.assert_array_equal(found.tokens, rollouts.tokens)
+    assert widths == sorted(widths, reverse=True) and set(widths) == {8, 16}
+
+
+def test_rounds_continue_a_running_call(engine, tiny, rollouts):
+    """A strategy that asks for one more sample each time one ends gets the samples of a single call."""
+    sampling = engine.load(tiny[1]).start(KEY, 1.0)
+    group = 3
+    rows = list(sampling.request(PROMPTS[group], IDS[group], 2))
+    while not sampling.done:
+        for _ in sampling.advance():
+            if len(rows) < COUNTS[group]:
+                rows += sampling.request(PROMPTS[group], IDS[group], 1, first_sample=len(rows))
+    found = sampling.rollouts()
+    expected = rollouts.tokens[rollouts.group == group]
+    np.testing.assert_array_equal(found.tokens, expected)
+    np.testing.assert_array_equal(found.group, np.arange(5).repeat([2, 1, 1, 1, 1]))
+
+
+def test_pressure_is_counted_and_changes_no_token(tiny, mesh, rollouts):
+    tight = engine_of(tiny, mesh, pages=14)
+    found = tight.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+    np.testing.assert_array_equal(found.tokens, rollouts.tokens)
+    assert tight.stats.preemptions > 0
+    assert tight.stats.prefill_tokens > sum(len(p) - 1 for p, n in zip(PROMPTS, COUNTS, strict=True) if n)
+
+
+def test_the_cost_of_a_prompt_does_not_depend_on_its_samples(engine, tiny):
+    for n in (1, 6, 30):
+        engine.sample(tiny[1], PROMPTS, IDS, np.full(7, n), KEY, 1.0)
+        assert engine.stats.prefill_tokens == sum(len(prompt) - 1 for prompt in PROMPTS)
+
+
+def test_stats_account_for_the_call(engine, tiny, rollouts):
+    again = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+    stats = engine.stats
+    assert stats.sampled_tokens == again.response_lengths.sum() and stats.preemptions == 0
+    parts = stats.prefill_seconds + stats.decode_seconds + stats.idle_seconds
+    assert 0 < parts <= stats.seconds * 1.001 and parts == pytest.approx(stats.seconds, rel=0.05, abs=0.01)
+    assert (stats + stats).sampled_tokens == 2 * stats.sampled_tokens
+
+
+def test_int8_weights_sample_a_policy_near_the_float_one(tiny, mesh):
+    """Behaviour log-probs are those of the rounded weights: near, not equal, to the float model's."""
+    model, params, _ = tiny
+    engine = engine_of(tiny, mesh, weight_dtype="int8")
+    found = engine.sample(params, PROMPTS, IDS, COUNTS, KEY, 1.0)
+    args = found.tokens, found.prompt_lengths, found.response_lengths, 12, 1.0, 5
+    rounded = Model(model.config, weight_dtype="int8")
+    np.testing.assert_allclose(found.logprobs, response_logprobs(rounded.bind(quantize(params)), *args), atol=5e-5)
+    mismatch = np.abs(found.logprobs - response_logprobs(model.bind(params), *args))
+    assert 1e-4 < mismatch.max() < 0.3
+
+
+def test_bfloat16_weights_are_cast_and_laid_out_by_layer(tiny, mesh):
+    config = tiny[0].config
+    engine = RolloutEngine(Model(config, "bfloat16"), mesh, RolloutSettings(**SETTINGS), (1, 7, 8, 9))
+    policy = engine.load(tiny[1])
+    assert {leaf.dtype for leaf in jax.tree.leaves(policy._params)} == {np.dtype("bfloat16")}
+    assert set(policy._params["layers"]) == set(range(config.num_hidden_layers))
+    found = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+    dense = response_logprobs(
+        tiny[0].bind(tiny[1]), found.tokens, found.prompt_lengths, found.response_lengths, 12, 1.0, 5
+    )
+    assert np.abs(found.logprobs - dense).max() < 0.1
 
 
 def test_greedy_samples_agree_and_follow_the_argmax(engine, tiny):
@@ -152,24 +241,33 @@ def test_an_interruption_leaves_the_engine_usable(engine, tiny, rollouts):
 
 
 def test_bad_input_is_named(tiny, mesh, engine):
-    with pytest.raises(ValueError, match=r"rollout.pages = 12: cannot hold one sequence .* at least 14"):
-        engine_of(tiny, mesh, pages=12)
+    with pytest.raises(ValueError, match=r"rollout.pages = 9: cannot hold one sequence .* at least 10"):
+        engine_of(tiny, mesh, pages=9)
+    with pytest.raises(
+        ConfigError, match=r"rollout.attention = 'tpu_shared': runs on a TPU, .*'cpu'; use 'xla' or 'auto'"
+    ):
+        engine_of(tiny, mesh, attention="tpu_shared")
+    assert [resolve_attention("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["xla", "xla", "tpu"]
     for length in (1, 21):
         with pytest.raises(ValueError, match=f"prompt 0 has {length} tokens"):
             engine.sample(tiny[1], [np.zeros(length, np.int32)], IDS[:1], COUNTS[:1], KEY, 1.0)
 
 
-def test_the_cache_is_updated_in_place(engine, tiny):
-    """A copy of the cache in the decode program would show as temporary memory of at least its size."""
-    cache = jax.eval_shape(engine._new_cache)
-    abstract = (
-        jax.eval_shape(engine._cast, tiny[1]),
-        cache,
-        jax.eval_shape(engine._idle_slots),
-        np.float32(1),
-    )
-    memory = engine._decode.lower(*abstract).compile().memory_analysis()
-    assert memory.alias_size_in_bytes >= cache.size * cache.dtype.itemsize
+@pytest.mark.slow
+def test_decoding_takes_little_memory_beside_the_cache(mesh):
+    """The shapes of the 0.5B with 64 slots: no copy of the cache, and temporaries below a tenth of it."""
+    config = dataclasses.replace(
+        tiny_config(), hidden_size=896, intermediate_size=4864, num_hidden_layers=24, num_attention_heads=14,
+        num_key_value_heads=2, head_dim=64, vocab_size=151936, tie_word_embeddings=True,
+    )  # fmt: skip
+    settings = RolloutSettings(max_prompt_tokens=256, max_new_tokens=400, slots=64, page_size=32)
+    engine = RolloutEngine(Model(config), mesh, settings, (1,))
+    engine._compile()
+    assert engine.cache_bytes == 24 * settings.num_pages * 32 * 2 * 2 * 64 * 4
+    for program in engine._decode.values():
+        memory = program.memory_analysis()
+        assert memory.alias_size_in_bytes >= engine.cache_bytes
+        assert memory.temp_size_in_bytes < 0.1 * engine.cache_bytes
 
 
 @pytest.mark.slow
@@ -177,9 +275,7 @@ def test_real_greedy_tokens_equal_transformers(qwen25, mesh):
     model, params, _ = qwen25
     golden = np.load(GOLDEN / "qwen25_0p5b.npz")
     prompts = [golden[f"prompt_{i}"] for i in range(5)]
-    settings = RolloutSettings(
-        max_prompt_tokens=64, max_new_tokens=64, slots=5, page_size=16, prefill_batch=5, prefill_chunk=64
-    )
+    settings = RolloutSettings(max_prompt_tokens=64, max_new_tokens=64, slots=5, page_size=16)
     engine = RolloutEngine(model, mesh, settings, stop_ids=())
     greedy = engine.sample(params, prompts, np.arange(5), np.ones(5, np.int32), KEY, 0.0)
     for i in range(5):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from gvm_jax.models.logprobs import response_logprobs
-from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.rollout.rollouts import Samples
 
 MAX_PROMPT, MAX_RESPONSE = 6, 8
 
@@ -23,10 +23,11 @@ def make_rollouts(tiny):
     def make(counts, noise=0.0, seed=0):
         rng = np.random.default_rng(seed)
         prompts = [rng.integers(2, 96, rng.integers(2, MAX_PROMPT + 1)).astype(np.int32) for _ in counts]
-        rollouts = Rollouts.empty(prompts, np.array(counts), MAX_PROMPT, MAX_RESPONSE)
-        for row in range(len(rollouts.group)):
+        samples = Samples(MAX_RESPONSE)
+        for row in samples.add(int(np.sum(counts))):
             length = rng.integers(1, MAX_RESPONSE + 1)
-            rollouts.append(row, rng.integers(2, 96, length), np.zeros(length, np.float32))
+            samples.append(np.array([row]), rng.integers(2, 96, (1, length)), np.zeros((1, length), np.float32))
+        rollouts = samples.rollouts(prompts, np.repeat(np.arange(len(counts)), counts), MAX_PROMPT)
         logprobs = np.asarray(logprobs_of(rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths))
         shift = noise * rng.normal(size=logprobs.shape).astype(np.float32) * (logprobs != 0)
         return rollouts.replace(logprobs=logprobs + shift, stopped=rng.random(len(rollouts.group)) < 0.9)

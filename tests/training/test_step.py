@@ -10,6 +10,8 @@ import pytest
 
 from gvm_jax.allocation import Allocator, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
+from gvm_jax.models.quantize import quantize
+from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
@@ -66,28 +68,71 @@ def assert_close(a, b, atol=1e-5):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=atol, rtol=1e-4), a, b)
 
 
-def test_update_equals_the_algorithm_written_out(tiny, rollouts, stepped):
-    """Two updates on the halves of a shuffle; RAFT++ with 1/k weights, token sums over m/2 prompts times T."""
-    model, params, _ = tiny
+def written_out(model, params, rollouts, algorithm="raft_pp", cap=None):
+    """Two updates on the halves of a shuffle; 1/k weights, token sums over m/2 prompts times T."""
     opt_state = OPTIMIZER.init(params)
     accepted = np.array([REWARDS[rollouts.group == i].sum() for i in range(4)])
     weight = REWARDS / np.maximum(accepted, 1)[rollouts.group]
     order = np.asarray(jax.random.permutation(run_key(1, "mini_batches", 0), 16))
+
+    def logprobs_of(params, rows):
+        return response_logprobs(
+            model.bind(params), rollouts.tokens[rows], rollouts.prompt_lengths[rows],
+            rollouts.response_lengths[rows], 8, 0.8, 8,
+        )  # fmt: skip
+
+    old, correction = rollouts.logprobs, np.ones((16, 8))
+    if cap:
+        old = np.asarray(logprobs_of(params, np.arange(16)))
+        correction = np.minimum(np.exp(old - rollouts.logprobs), cap)
     for rows in np.split(order, 2):
 
         def loss(params, rows=rows):
-            logprobs = response_logprobs(
-                model.bind(params), rollouts.tokens[rows], rollouts.prompt_lengths[rows],
-                rollouts.response_lengths[rows], 8, 0.8, 8,
-            )  # fmt: skip
+            logprobs = logprobs_of(params, rows)
             mask = np.arange(8) < rollouts.response_lengths[rows][:, None]
-            ratio = jnp.exp(logprobs - rollouts.logprobs[rows])
-            gain = jnp.minimum(ratio, jnp.clip(ratio, 0.8, 1.2))
-            return -(weight[rows][:, None] * mask * gain).sum() / (2 * 8)
+            ratio = jnp.exp(logprobs - old[rows])
+            gain = logprobs if algorithm == "raft" else jnp.minimum(ratio, jnp.clip(ratio, 0.8, 1.2))
+            return -(weight[rows][:, None] * mask * correction[rows] * gain).sum() / (2 * 8)
 
         updates, opt_state = OPTIMIZER.update(jax.grad(loss)(params), opt_state, params)
         params = optax.apply_updates(params, updates)
-    assert_close(stepped[0].params, params)
+    return params
+
+
+def test_update_equals_the_algorithm_written_out(tiny, rollouts, stepped):
+    assert_close(stepped[0].params, written_out(*tiny[:2], rollouts))
+    assert stepped[1].truncated_weights is None
+
+
+@pytest.mark.parametrize("algorithm", ["raft", "raft_pp"])
+def test_corrected_update_equals_the_algorithm_written_out(tiny, rollouts, mesh, test_mesh, make_rollouts, algorithm):
+    """Behaviour log-probabilities are off by 0.3 at random; π_old is that of before the first of both updates."""
+    model, params, _ = tiny
+    objective = Objective(algorithm, "log_likelihood", 0.2, 0.2, 0.0, "k3", importance_cap=1.2)
+    state, metrics = run_step(make_step(model, mesh, objective=objective), params, rollouts)
+    assert_close(state.params, written_out(model, params, rollouts, algorithm, cap=1.2))
+    inside = (np.arange(8) < rollouts.response_lengths[:, None]) & (REWARDS > 0)[:, None]
+    weights = np.exp(make_rollouts(COUNTS).logprobs - rollouts.logprobs)  # the same tokens without the noise
+    np.testing.assert_allclose(metrics.truncated_weights, (weights > 1.2)[inside].mean(), rtol=1e-6)
+    assert 0.1 < metrics.truncated_weights < 0.5
+    for variant in (test_mesh(data=4), test_mesh(fsdp=2, tensor=2)):
+        again, _ = run_step(make_step(model, variant, objective=objective), params, rollouts)
+        assert_close(again.params, state.params)
+
+
+def test_rollouts_of_rounded_weights_show_in_the_mismatch(tiny, mesh, make_rollouts):
+    model, params, _ = tiny
+    exact, rounded = make_rollouts(COUNTS), quantize(params)
+    sampler = Model(model.config, weight_dtype="int8").bind(rounded)
+    behaviour = response_logprobs(sampler, exact.tokens, exact.prompt_lengths, exact.response_lengths, 8, 0.8, 8)
+    objective = Objective("raft_pp", "log_likelihood", 0.2, 0.2, 0.0, "k3", importance_cap=1e9)
+    step = make_step(model, mesh, objective=objective, updates_per_step=1)
+    _, metrics = run_step(step, params, exact.replace(logprobs=np.asarray(behaviour)))
+    inside = (np.arange(8) < exact.response_lengths[:, None]) & (REWARDS > 0)[:, None]
+    expected = np.abs(exact.logprobs - behaviour)[inside]
+    np.testing.assert_allclose(metrics.mismatch, expected.mean(), rtol=1e-3)
+    np.testing.assert_allclose(metrics.max_mismatch, expected.max(), rtol=1e-3)
+    assert metrics.mismatch > 1e-3 and metrics.clip_fraction == 0 and metrics.truncated_weights == 0
 
 
 def test_micro_batches_and_devices_change_nothing(tiny, rollouts, stepped, test_mesh):
