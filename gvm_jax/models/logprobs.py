@@ -9,6 +9,17 @@ from jaxtyping import Array, Float, Int
 
 from gvm_jax.models.qwen2 import Qwen2, segment_attention
 
+VOCABULARY_CHUNK = 128
+
+
+def partition_sums(
+    logits: Float[Array, "... V"], peak: Float[Array, "... 1"], inverse: Float[Array, ""]
+) -> Float[Array, "... chunks"]:
+    """Σ exp((z - peak) · inverse) over each `VOCABULARY_CHUNK` logits; short sums keep float32 exact enough."""
+    padding = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % VOCABULARY_CHUNK)]
+    chunks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], -1, VOCABULARY_CHUNK)
+    return jnp.exp((chunks - peak[..., None]) * inverse).sum(-1)
+
 
 def select_logprobs(
     logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: float | Float[Array, ""]
@@ -17,7 +28,7 @@ def select_logprobs(
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
     # Scaled where it is used: a scaled copy would be one more array of the vocabulary's size.
     peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    total = jnp.exp((logits - peak) * inverse).sum(-1)
+    total = partition_sums(logits, peak, inverse).sum(-1)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
     return ((chosen - peak) * inverse)[..., 0] - jnp.log(total)
 

@@ -358,7 +358,7 @@ class Sampling:
         ended = self._collect()
         if not self._scheduler.done:
             self._dispatch()
-        elif self._cache is not None:
+        else:
             self._policy._cache = self._cache
         return ended
 
@@ -393,6 +393,7 @@ class Sampling:
 
     def _dispatch(self) -> None:
         settings, scheduler = self._engine.settings, self._scheduler
+        self._policy._cache = None
         plan = scheduler.plan(PIECE, self._engine.settings.prefill_tokens)
         self.stats.preemptions = scheduler.preemptions
         if plan.pieces:

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-_CHUNK = 128  # the inverse CDF is searched chunk by chunk: short sums keep float32 exact enough for 150k tokens
+from gvm_jax.models.logprobs import VOCABULARY_CHUNK, partition_sums
 
 
 def sample_key(key: Key[Array, ""], prompt_id: Int[Array, ""], sample: Int[Array, ""]) -> Key[Array, ""]:
@@ -26,25 +26,21 @@ def sample_tokens(
     """
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
     peak = logits.max(-1, keepdims=True)
-    least = _least_kept(logits, peak, inverse, top_p, top_k)
-    chunks = jnp.pad(logits, ((0, 0), (0, -logits.shape[-1] % _CHUNK)), constant_values=-jnp.inf)
-    chunks = chunks.reshape(len(logits), -1, _CHUNK)
-
-    def weigh(part, least, peak):
-        return jnp.where(part >= least, jnp.exp((part - peak) * inverse), 0.0)
-
-    sums = weigh(chunks, least[..., None], peak[..., None]).sum(-1)
+    kept = logits
+    if top_k or top_p < 1.0:
+        kept = jnp.where(logits >= _least_kept(logits, peak, inverse, top_p, top_k), logits, -jnp.inf)
+    sums = partition_sums(kept, peak, inverse)  # uncut, those of the token's log-probability too: computed once
     cumulative = jnp.cumsum(sums, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, ()))(keys)
     target = uniform * cumulative[:, -1]
-    likeliest = jnp.argmax(chunks.max(-1), axis=-1)
-    chunk = jnp.where(temperature > 0, _first_above(cumulative, sums, target), likeliest)
+    likeliest = jnp.argmax(logits, axis=-1)
+    chunk = jnp.where(temperature > 0, _first_above(cumulative, sums, target), likeliest // VOCABULARY_CHUNK)
     before = jnp.take_along_axis(cumulative - sums, chunk[:, None], axis=1)[:, 0]
-    inner = jnp.take_along_axis(chunks, chunk[:, None, None], axis=1)[:, 0]
-    weights = weigh(inner, least, peak)
+    at = chunk[:, None] * VOCABULARY_CHUNK + jnp.arange(VOCABULARY_CHUNK)
+    inner = jnp.take_along_axis(kept, at, axis=1, mode="fill", fill_value=-jnp.inf)
+    weights = jnp.exp((inner - peak) * inverse)
     drawn = _first_above(jnp.cumsum(weights, axis=-1), weights, target - before)
-    pick = jnp.where(temperature > 0, drawn, jnp.argmax(inner, axis=-1))
-    return (chunk * _CHUNK + pick).astype(jnp.int32)
+    return jnp.where(temperature > 0, chunk * VOCABULARY_CHUNK + drawn, likeliest).astype(jnp.int32)
 
 
 def _least_kept(logits: Float[Array, "S V"], peak: Float[Array, "S 1"], inverse, top_p, top_k) -> Float[Array, "S 1"]:

@@ -234,9 +234,10 @@ def test_an_interruption_leaves_the_engine_usable(engine, tiny, rollouts):
         if len(calls) == 3:
             raise InterruptedError
 
+    policy = engine.load(tiny[1])
     with pytest.raises(InterruptedError):
-        engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0, check_interrupt=interrupt)
-    again = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+        policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0, check_interrupt=interrupt)
+    again = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(again.tokens, rollouts.tokens)
 
 

@@ -49,7 +49,12 @@ def test_agrees_with_brute_force(positions, heads, kv_heads, dim):
     cache = jnp.asarray(random.normal(size=(40, page, 2 * kv_heads, cache_head_dim(dim))), jnp.float32)
     tables = random.integers(0, 20, (rows, 64 // page)).astype(np.int32)
     q = jnp.asarray(random.normal(size=(*positions.shape, heads, dim)), jnp.float32)
-    result = ragged_attention(q, cache, tables, positions, first_page, kernel=reference)
+
+    def kernel(*args, **options):
+        assert args[5] == max(1, (positions[:, 0] >= 0).sum())  # idle rows cost nothing
+        return reference(*args, **options)
+
+    result = ragged_attention(q, cache, tables, positions, first_page, kernel=kernel)
     expected = brute_force(q, cache, tables, positions, first_page)
     assert result.shape == q.shape and result.dtype == q.dtype
     np.testing.assert_allclose(result, np.nan_to_num(expected), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,116 @@
+"""Rollouts of this engine beside its peers': `python -m gvm_jax.benchmark --model=FOLDER --engines=gvm_jax,hf,vllm`.
+
+The first engine is compared with each of the others: same weights, same prompts, taking turns on the same machine, each
+in a process and an interpreter of its own. README.md beside this file says how to install the peers and what counts.
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import sys
+from collections.abc import Sequence
+
+from absl import app, flags
+
+from gvm_jax.benchmark import report
+from gvm_jax.benchmark.comparison import Comparison, compare
+from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
+from gvm_jax.benchmark.workload import PREFILL_SAMPLES, Workload, grouped, gsm8k, prefill
+from gvm_jax.data import DataError, load_rows, load_tokenizer, stop_token_ids
+from gvm_jax.models.config import ModelError, model_folder
+
+_MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name of a Qwen2.5 model.")
+_WORKLOAD = flags.DEFINE_enum("workload", "grouped", ["grouped", "gsm8k", "prefill"], "What is sampled.")
+_ENGINES = flags.DEFINE_list("engines", ["gvm_jax"], f"Of {', '.join(INSTALL)}; the first is compared with the others.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Every engine computes in it.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each engine in a comparison.", lower_bound=1)
+_SLOTS = flags.DEFINE_integer(
+    "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
+)
+_DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with a column `question`.")
+_ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=NUMBER of config.rollout, for gvm_jax; may be repeated.")
+_JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
+_PYTHON = {
+    name: flags.DEFINE_string(f"{name}_python", sys.executable, f"Interpreter with {name} installed.")
+    for name in INSTALL
+}
+
+
+def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list[int]]]:
+    """The workload of this name, tokenised with the model's tokenizer, and the counts to run it with.
+
+    Raises:
+      DataError, ValueError: no tokenizer, or no or too few questions.
+    """
+    tokenizer = load_tokenizer(model)
+    rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column="question")
+    questions = [row.problem for row in rows]
+    if name == "prefill":
+        workload = prefill(tokenizer, questions)
+        return workload, [[samples] * len(workload.prompts) for samples in PREFILL_SAMPLES]
+    stops = stop_token_ids(tokenizer, model)
+    workload = grouped(tokenizer, questions) if name == "grouped" else gsm8k(tokenizer, questions, stops)
+    return workload, [workload.counts]
+
+
+def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
+    """`["page_size=32"]` -> `{"page_size": 32}`; ValueError for anything but FIELD=NUMBER."""
+    try:
+        return {name: json.loads(value) for name, value in (pair.split("=") for pair in pairs)}
+    except ValueError as error:
+        raise ValueError(f"--rollout={' '.join(pairs)}: must be FIELD=NUMBER, as in --rollout=page_size=32") from error
+
+
+def machine() -> dict:
+    """The CPU's model and number of cores, and the system."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison]) -> dict:
+    """Everything measured, for a JSON file."""
+    return {
+        "machine": machine(),
+        "workload": dataclasses.asdict(workload),
+        "engines": about,
+        "comparisons": [
+            {
+                "counts": comparison.counts,
+                "runs": comparison.runs,
+                "tokens_per_second": {engine: comparison.tokens_per_second(engine) for engine in comparison.runs},
+                "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
+            }
+            for comparison in comparisons
+        ],
+    }
+
+
+def main(argv: list[str]) -> None:
+    """Parse flags, measure, report."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    names = _ENGINES.value
+    if not names or len(set(names)) < len(names) or not set(names) <= set(INSTALL):
+        raise app.UsageError(f"--engines={','.join(names)}: must be some of {', '.join(INSTALL)}, each once")
+    try:
+        model = str(model_folder(_MODEL.value).resolve())
+        workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value)
+        rollout = parse_settings(_ROLLOUT.value)
+        settings = {"model": model, "dtype": _DTYPE.value, "slots": _SLOTS.value, "rollout": rollout}
+        engines = {name: (ENGINES / f"{name}_engine.py", _PYTHON[name].value) for name in names}
+        about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
+    except (BenchmarkError, DataError, ModelError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    if _JSON.value:
+        result = json.dumps({"settings": settings, **describe(workload, about, comparisons)}, indent=1)
+        pathlib.Path(_JSON.value).write_text(result + "\n", encoding="utf-8")
+    report.show(about, comparisons)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("model")
+    app.run(main)

@@ -1,0 +1,89 @@
+"""`generate` of Hugging Face transformers on PyTorch."""
+
+import os
+import time
+
+from batches import sample_in_batches
+from protocol import serve
+
+
+class HuggingFace:
+    """Batches of `slots` rows, left-padded; each batch runs until its last row ends.
+
+    A prompt is a row for each of its samples, which is what `num_return_sequences` does too.
+    """
+
+    def __init__(self, workload: dict):
+        import torch
+        from transformers import AutoModelForCausalLM, GenerationConfig
+
+        torch.set_num_threads(os.cpu_count())
+        self._workload, self._torch = workload, torch
+        self._model = AutoModelForCausalLM.from_pretrained(
+            workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
+        ).eval()
+        # In place of the folder's: that of an instruct model cuts the distribution and penalises repetitions.
+        self._model.generation_config = GenerationConfig()
+        self._options = {
+            "do_sample": True,
+            "temperature": workload["temperature"],
+            "top_k": 0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
+            "eos_token_id": workload["stop_ids"] or None,
+            "pad_token_id": workload["pad_id"],
+        }
+        self.configured = (
+            f"{workload['dtype']}, sdpa attention, inference mode, {torch.get_num_threads()} threads, "
+            f"batches of {workload['slots']} left-padded rows sorted by prompt length; a prompt is computed once "
+            "for each of its samples"
+        )
+
+    def warm_up(self) -> None:
+        """Two tokens of each row: nothing is compiled."""
+        self._run(self._workload["counts"], 0, 2)
+
+    def run(self, counts: list[int], seed: int) -> dict:
+        """As many calls of `generate` as there are batches."""
+        return self._run(counts, seed, self._workload["max_new_tokens"])
+
+    def _run(self, counts: list[int], seed: int, new_tokens: int) -> dict:
+        self._torch.manual_seed(seed)
+        prefill, steps = [], []
+
+        def sample(prompts: list[list[int]]) -> list[int]:
+            lengths, seconds, width = self._generate(prompts, new_tokens)
+            prefill.append(seconds)
+            steps.append(width)
+            return lengths
+
+        lengths = sample_in_batches(self._workload["prompts"], counts, self._workload["slots"], sample)
+        return {"lengths": lengths, "prefill_seconds": sum(prefill), "steps": sum(steps)}
+
+    def _generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[int], float, int]:
+        """Lengths of the responses, seconds until the first token's logits, and tokens of the longest row."""
+        torch, stops = self._torch, set(self._workload["stop_ids"])
+        width, first = max(map(len, prompts)), []
+
+        def note_time(_, scores):
+            first.append(time.perf_counter())
+            return scores
+
+        ids = torch.tensor([[self._workload["pad_id"]] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        begin = time.perf_counter()
+        with torch.inference_mode():
+            tokens = self._model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=new_tokens,
+                logits_processor=[note_time],
+                **self._options,
+            )
+        responses = tokens[:, width:].tolist()
+        lengths = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in responses]
+        return lengths, first[0] - begin, tokens.shape[1] - width
+
+
+if __name__ == "__main__":
+    serve(HuggingFace, ("torch", "transformers"))

@@ -1,0 +1,53 @@
+"""The result as a table."""
+
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+from gvm_jax.benchmark.comparison import Comparison, Spread
+
+COLUMNS = ("", "samples", "tokens/s", "seconds", "prefill s", "prefill tokens", "tokens", "ratio", "peak GB", "start s")
+
+
+def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
+    """Print medians with [least, greatest], and how each engine was configured."""
+    table = Table(*COLUMNS)
+    for comparison in comparisons:
+        for engine in comparison.runs:
+            table.add_row(*row(comparison, engine, about[engine]))
+        table.add_section()
+    console = Console(width=160, highlight=False, markup=False)
+    console.print(table)
+    for engine, said in about.items():
+        versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
+        console.print(f"{engine}: {said['configured']} ({versions})", soft_wrap=True)
+
+
+def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
+    """The cells of `COLUMNS` for an engine of a comparison; what it does not know stays empty."""
+    runs, counts = comparison.runs[engine], comparison.counts
+    prefill_seconds = [run["prefill_seconds"] for run in runs if run["prefill_seconds"] is not None]
+    prefill_tokens = [run["stats"]["prefill_tokens"] for run in runs if "prefill_tokens" in run.get("stats", {})]
+    is_peer = engine != next(iter(comparison.runs))
+    return [
+        engine,
+        str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}",
+        _show(comparison.tokens_per_second(engine), 1),
+        _show([run["seconds"] for run in runs], 2),
+        _show(prefill_seconds, 2),
+        _show(prefill_tokens, 0),
+        _show([sum(run["lengths"]) for run in runs], 0),
+        _show_spread(comparison.ratio, 2) if is_peer else "",
+        f"{about['peak_bytes'] / 1e9:.1f}",
+        f"{about['load_seconds']:.0f} + {about['warm_up_seconds']:.0f}",
+    ]
+
+
+def _show(values: Sequence[float], digits: int) -> str:
+    return _show_spread(Spread.of(values), digits) if values else ""
+
+
+def _show_spread(spread: Spread, digits: int) -> str:
+    median, least, greatest = (f"{value:,.{digits}f}" for value in (spread.median, spread.least, spread.greatest))
+    return median if least == greatest else f"{median} [{least}, {greatest}]"

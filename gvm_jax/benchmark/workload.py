@@ -1,0 +1,97 @@
+"""What is sampled: prompts as token ids, made once and handed to every engine."""
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+# Samples of 24 prompts as GVM spreads them: most prompts get a few, a few get very many. 192 in all, three times 64.
+GVM_COUNTS = (2, 1, 16, 4, 3, 1, 32, 2, 8, 4, 1, 32, 3, 2, 8, 4, 1, 16, 3, 2, 32, 4, 8, 3)
+PREFILL_SAMPLES = (1, 8, 32)  # n_i of the workload `prefill`
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """`counts[i]` samples of prompt i, each of up to `max_new_tokens` tokens."""
+
+    name: str
+    prompts: list[list[int]]
+    counts: list[int]
+    max_new_tokens: int
+    stop_ids: list[int]  # [] = every response has exactly `max_new_tokens` tokens
+    pad_id: int  # for engines that pad
+    temperature: float = 1.0
+
+    def write(self, file: pathlib.Path, settings: dict) -> None:
+        """Write the JSON object that engines read: the workload, and the settings that all of them take."""
+        file.write_text(json.dumps({**dataclasses.asdict(self), **settings}), encoding="utf-8")
+
+    def check(self, lengths: Sequence[int], counts: Sequence[int]) -> None:
+        """ValueError unless an engine's responses are those that were asked for."""
+        least = 1 if self.stop_ids else self.max_new_tokens
+        if len(lengths) != sum(counts) or not all(least <= length <= self.max_new_tokens for length in lengths):
+            raise ValueError(
+                f"workload {self.name}: {sum(counts)} responses of {least} to {self.max_new_tokens} tokens asked for, "
+                f"found {len(lengths)} of {min(lengths, default=0)} to {max(lengths, default=0)}"
+            )
+
+
+def grouped(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    prompts: int = 8,
+    samples: int = 8,
+    prompt_tokens: int = 120,
+    new_tokens: int = 128,
+) -> Workload:
+    """Equal groups of equal lengths: nothing but the speed of prefill and decode.
+
+    Each prompt is a chat message of as many questions as it takes, cut to exactly `prompt_tokens` tokens.
+    """
+    ids = [_cut_prompt(tokenizer, questions, first, prompt_tokens) for first in range(prompts)]
+    return Workload("grouped", ids, [samples] * prompts, new_tokens, [], _pad_id(tokenizer))
+
+
+def gsm8k(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], stop_ids: Sequence[int], new_tokens: int = 400
+) -> Workload:
+    """Real lengths: the first 24 questions, `GVM_COUNTS` samples, each until it stops."""
+    if len(questions) < len(GVM_COUNTS):
+        raise ValueError(f"--data holds {len(questions)} questions; workload gsm8k takes {len(GVM_COUNTS)}")
+    ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[: len(GVM_COUNTS)]]
+    return Workload("gsm8k", ids, list(GVM_COUNTS), new_tokens, list(stop_ids), _pad_id(tokenizer))
+
+
+def prefill(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], **sizes) -> Workload:
+    """The prompts of `grouped` with one new token; run with each of `PREFILL_SAMPLES`."""
+    workload = grouped(tokenizer, questions, samples=max(PREFILL_SAMPLES), new_tokens=1, **sizes)
+    return dataclasses.replace(workload, name="prefill")
+
+
+def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) -> list[int]:
+    text, index = questions[first % len(questions)], first
+    while len(_encode(tokenizer, text)) < length:
+        index += 1
+        text += " " + questions[index % len(questions)] if " " in text else questions[index % len(questions)]
+    before, _, after = _render(tokenizer, text).rpartition(text)
+    end = _encode(tokenizer, after)
+    if length <= len(end):
+        raise ValueError(f"prompts of {length} tokens: the chat template alone ends with {len(end)}; ask for more")
+    return _encode(tokenizer, before + text)[: length - len(end)] + end
+
+
+def _render(tokenizer, question: str) -> str:
+    message = [{"role": "user", "content": question}]
+    return tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+
+
+def _encode(tokenizer, text: str) -> list[int]:
+    return tokenizer(text, add_special_tokens=False)["input_ids"]
+
+
+def _pad_id(tokenizer) -> int:
+    return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id

@@ -1,0 +1,91 @@
+"""The real engines on the quickstart's model, and the command."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from gvm_jax.benchmark.comparison import compare
+from gvm_jax.benchmark.process import ENGINES, BenchmarkError
+from gvm_jax.benchmark.workload import Workload, grouped
+
+MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
+QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
+SETTINGS = {"model": str(MODEL), "dtype": "float32", "slots": 4, "rollout": {"page_size": 16}}
+
+
+def run(workload, name, counts, **changes):
+    """An engine's run of a workload, and what it said of itself."""
+    engines = {name: (ENGINES / f"{name}_engine.py", sys.executable)}
+    about, [comparison] = compare(workload, [counts], engines, 1, {**SETTINGS, **changes})
+    return comparison.runs[name][0], about[name]
+
+
+@pytest.fixture(params=["gvm_jax", "hf"])
+def engine(request):
+    if request.param == "hf":
+        pytest.importorskip("torch")
+    return request.param
+
+
+@pytest.mark.slow
+def test_an_engine_samples_what_is_asked_for(engine, tokenizer):
+    exact = grouped(tokenizer, QUESTIONS, prompts=3, samples=2, prompt_tokens=9, new_tokens=5)
+    result, about = run(exact, engine, [3, 0, 2])
+    assert result["lengths"] == [5] * 5  # `alternate` has checked that; here it is seen
+    assert 0 < result["prefill_seconds"] < result["seconds"]
+    assert about["peak_bytes"] > 1e8 and "float32" in about["configured"]
+
+
+@pytest.mark.slow
+def test_a_stop_token_ends_a_response_and_counts(engine, tokenizer):
+    """Every token stops: each response is one token long, for the stop token counts and what pads it does not."""
+    stopping = Workload("stop", [[1, 10, 2, 12], [3, 12]], [3, 2], 6, list(range(24)), 15)
+    result, _ = run(stopping, engine, [3, 2])
+    assert result["lengths"] == [1] * 5
+    assert result.get("steps", 2) == 2, "each of hf's two batches must end with its last row"
+
+
+@pytest.mark.slow
+def test_the_command_compares_prints_and_writes(tmp_path):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.json"
+    data.write_text("".join(json.dumps({"question": question}) + "\n" for question in QUESTIONS))
+    command = [
+        sys.executable, "-m", "gvm_jax.benchmark", f"--model={MODEL}", f"--data={data}", "--workload=prefill",
+        "--dtype=float32", "--repeats=2", "--slots=16", "--rollout=page_size=32", f"--json={out}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=MODEL.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "gvm_jax: computed in float32" in done.stdout and "page_size=32" in done.stdout
+    result = json.loads(out.read_text())
+    assert [comparison["counts"] for comparison in result["comparisons"]] == [[n] * 8 for n in (1, 8, 32)]
+    tokens = {r["stats"]["prefill_tokens"] for c in result["comparisons"] for r in c["runs"]["gvm_jax"]}
+    assert len(tokens) == 1, "prompts are computed once, however many samples they have"
+    assert result["machine"]["cores"] and result["engines"]["gvm_jax"]["versions"]["jax"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--engines=gvm_jax,gvm_jax"], "must be some of gvm_jax, hf, vllm, tunix, each once"),
+        (["--rollout=page_size"], "must be FIELD=NUMBER"),
+        (["--data=/no/file.jsonl"], "/no/file.jsonl"),
+        (["--model=/no/folder"], "/no/folder"),
+        (["--engines=tunix"], "pip install google-tunix"),
+    ],
+)
+def test_bad_flags_end_with_what_to_do(tmp_path, flags, message):
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"question": "1+2"}\n')
+    command = [sys.executable, "-m", "gvm_jax.benchmark", f"--model={MODEL}", f"--data={data}", *flags]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=MODEL.parent.parent)
+    assert done.returncode and message in done.stdout + done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+def test_an_unknown_rollout_field_is_named(tokenizer):
+    workload = grouped(tokenizer, QUESTIONS, prompts=1, prompt_tokens=5)
+    with pytest.raises(BenchmarkError, match=r"--rollout=pagesize=...: no field of rollout; allowed are .*page_size"):
+        run(workload, "gvm_jax", [1], rollout={"pagesize": 1})

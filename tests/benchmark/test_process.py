@@ -1,0 +1,130 @@
+"""Engines in processes: turns, silence of the idle, memory, errors and the end."""
+
+import ast
+import os
+import pathlib
+import signal
+import sys
+import time
+
+import pytest
+
+from gvm_jax.benchmark.comparison import alternate, compare
+from gvm_jax.benchmark.process import ENGINES, BenchmarkError, EngineProcess
+from gvm_jax.benchmark.workload import Workload
+
+WORKLOAD = Workload("fake", [[1, 2], [3, 4]], [2, 1], 4, [], 0)
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@pytest.fixture
+def start(fake, tmp_path, monkeypatch):
+    """Starts a fake engine that does as it is told."""
+
+    monkeypatch.setenv("PYTHONPATH", "not/for/peers")
+
+    def start(name="fake", told="") -> EngineProcess:
+        WORKLOAD.write(tmp_path / "workload.json", {"told": told})
+        return EngineProcess(name, *fake, tmp_path / "workload.json")
+
+    return start
+
+
+def state(pid: int) -> str:
+    return pathlib.Path(f"/proc/{pid}/stat").read_text().split(") ")[1][0]
+
+
+def comes_true(condition) -> bool:
+    return any(condition() or time.sleep(0.01) for _ in range(1000))
+
+
+def test_engines_take_turns_and_the_others_stand_still(start):
+    with start("a") as a, start("b") as b:
+        comparison = alternate([a, b], WORKLOAD, [2, 1], repeats=3)
+        for name in "ab":
+            runs = comparison.runs[name]
+            assert [run["others"] for run in runs] == [["T"]] * 3, "the other must be stopped"
+            assert [run["calls"] for run in runs] == [["warm_up", *range(1, n + 1)] for n in (1, 2, 3)]
+            assert all(run["seconds"] > 0 and run["path"] is None for run in runs)
+            assert state(runs[0]["pid"]) == "T"
+            assert comes_true(lambda pid=runs[0]["child"]: state(pid) == "T")
+
+
+def test_peak_memory_is_that_of_the_process_and_its_children(start):
+    with start() as engine:
+        engine.run([1, 1], seed=1)
+        assert 150e6 < engine.peak_bytes < 250e6  # 100 MB, 50 MB and two interpreters
+
+
+def test_at_the_end_the_process_and_its_children_are_gone(start):
+    with start() as engine:
+        run = engine.run([1, 1], seed=1)
+    for pid in (run["pid"], run["child"]):
+        path = pathlib.Path(f"/proc/{pid}/stat")
+        assert comes_true(lambda pid=pid, path=path: not path.exists() or state(pid) == "Z")
+
+
+def test_what_an_engine_says_of_itself_is_kept(start):
+    with start() as engine:
+        assert engine.about["configured"] == "as told"
+        assert set(engine.about["versions"]) == {"python", "pip"}
+        assert engine.about["load_seconds"] > 0 and engine.about["warm_up_seconds"] >= 0
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("missing", r"engine hf: .*no_such_package.*pip install torch.*--hf_python="),
+        ("dies", r"engine hf: its process ended without a word.*noise of a library"),
+    ],
+)
+def test_an_engine_that_cannot_be_loaded_says_what_to_do(start, told, message):
+    with pytest.raises(BenchmarkError, match=f"(?s){message}"):
+        start("hf", told)
+
+
+def test_an_engine_that_fails_in_a_run_is_named(start):
+    with start(told="fails") as engine:
+        with pytest.raises(BenchmarkError, match=r"(?s)engine fake: RuntimeError: out of cake.*Traceback"):
+            alternate([engine], WORKLOAD, [2, 1], repeats=2)
+
+
+def test_an_engine_that_is_killed_while_it_waits_is_named(start):
+    with start() as engine:
+        os.kill(engine.run([1, 1], seed=1)["pid"], signal.SIGKILL)
+        with pytest.raises(BenchmarkError, match="engine fake: its process ended without a word"):
+            engine.run([1, 1], seed=2)
+
+
+def test_other_responses_than_asked_for_are_an_error(start):
+    with start(told="one too many") as engine:
+        with pytest.raises(BenchmarkError, match=r"engine fake: workload fake: 3 responses .* found 4"):
+            alternate([engine], WORKLOAD, [2, 1], repeats=1)
+
+
+def test_a_missing_interpreter_is_named(fake, tmp_path):
+    with pytest.raises(BenchmarkError, match=r"--hf_python=/no/python: cannot be run"):
+        EngineProcess("hf", fake[0], "/no/python", tmp_path / "workload.json")
+
+
+def test_the_first_engine_stays_and_meets_every_peer(fake):
+    about, comparisons = compare(WORKLOAD, [[2, 1], [1, 1]], dict.fromkeys("abc", fake), 1, {"told": ""})
+    assert list(about) == ["a", "b", "c"] and all(said["peak_bytes"] > 100e6 for said in about.values())
+    assert [(list(c.runs), c.counts) for c in comparisons] == [
+        (["a", "b"], [2, 1]), (["a", "b"], [1, 1]), (["a", "c"], [2, 1]), (["a", "c"], [1, 1]),
+    ]  # fmt: skip
+    assert len({c.runs["a"][0]["pid"] for c in comparisons}) == 1
+    assert len({run["pid"] for c in comparisons for runs in c.runs.values() for run in runs}) == 3
+
+
+def test_peer_scripts_need_nothing_of_this_package():
+    for script in ENGINES.glob("*.py"):
+        tree = ast.parse(script.read_text())
+        top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
+        names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
+        assert {name.split(".")[0] for name in names} <= {*sys.stdlib_module_names, "protocol", "batches"}
+        if script.name != "gvm_jax_engine.py":
+            anywhere = [getattr(node, "module", None) for node in ast.walk(tree)]
+            assert not any(str(module).startswith("gvm_jax") for module in anywhere)

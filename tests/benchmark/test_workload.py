@@ -1,0 +1,71 @@
+"""Workloads: exact lengths, the chat frame, counts, and the check of what came back."""
+
+import json
+
+import pytest
+
+from gvm_jax.benchmark.workload import GVM_COUNTS, PREFILL_SAMPLES, grouped, gsm8k, prefill
+
+QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
+
+
+@pytest.mark.parametrize("length", [4, 7, 8, 31, 120])
+def test_grouped_prompts_have_exactly_the_length_and_keep_the_chat_frame(tokenizer, length):
+    workload = grouped(tokenizer, QUESTIONS, prompts=5, samples=3, prompt_tokens=length, new_tokens=6)
+    assert [len(prompt) for prompt in workload.prompts] == [length] * 5
+    for i, prompt in enumerate(workload.prompts):
+        text = tokenizer.decode(prompt)
+        expected = (QUESTIONS[i % 3] + QUESTIONS[(i + 1) % 3] + QUESTIONS[(i + 2) % 3]) * length
+        assert text == expected[: length - 1] + "="
+    assert workload.counts == [3] * 5
+    assert workload.stop_ids == [] and workload.max_new_tokens == 6
+
+
+def test_grouped_is_8_by_8_of_120_and_128_tokens_by_default(tokenizer):
+    workload = grouped(tokenizer, QUESTIONS)
+    assert (len(workload.prompts), workload.counts, workload.max_new_tokens) == (8, [8] * 8, 128)
+    assert {len(prompt) for prompt in workload.prompts} == {120}
+
+
+def test_too_short_a_prompt_is_refused(tokenizer):
+    with pytest.raises(ValueError, match="prompts of 1 tokens"):
+        grouped(tokenizer, QUESTIONS, prompt_tokens=1)
+
+
+def test_gsm8k_takes_the_first_24_questions_whole(tokenizer):
+    questions = [f"{i}+{i}" for i in range(30)]
+    workload = gsm8k(tokenizer, questions, (16,))
+    assert [tokenizer.decode(prompt) for prompt in workload.prompts] == [f"{i}+{i}=" for i in range(24)]
+    assert workload.stop_ids == [16] and workload.max_new_tokens == 400
+    with pytest.raises(ValueError, match="holds 23 questions"):
+        gsm8k(tokenizer, questions[:23], (16,))
+
+
+def test_gvm_counts_are_many_few_and_few_many():
+    assert len(GVM_COUNTS) == 24 and sum(GVM_COUNTS) == 192
+    assert (min(GVM_COUNTS), max(GVM_COUNTS)) == (1, 32)
+    assert sum(count <= 4 for count in GVM_COUNTS) == 16
+
+
+def test_prefill_is_one_token_of_as_many_samples_as_any_case(tokenizer):
+    workload = prefill(tokenizer, QUESTIONS)
+    assert workload.max_new_tokens == 1 and workload.counts == [max(PREFILL_SAMPLES)] * 8
+
+
+def test_what_was_not_asked_for_is_refused(tokenizer):
+    exact = grouped(tokenizer, QUESTIONS, prompts=2, samples=2, prompt_tokens=9, new_tokens=5)
+    exact.check([5, 5, 5, 5], [2, 2])
+    for lengths in ([5, 5, 5], [5, 5, 5, 5, 5], [5, 5, 4, 5], [5, 5, 6, 5]):
+        with pytest.raises(ValueError, match="4 responses of 5 to 5 tokens"):
+            exact.check(lengths, [2, 2])
+    stopping = gsm8k(tokenizer, ["1+1"] * 24, (16,), new_tokens=5)
+    stopping.check([1, 5, 3], [3])
+    with pytest.raises(ValueError, match="of 1 to 5 tokens"):
+        stopping.check([0, 5, 3], [3])
+
+
+def test_the_file_holds_workload_and_settings(tokenizer, tmp_path):
+    workload = grouped(tokenizer, QUESTIONS, prompts=1, prompt_tokens=5)
+    workload.write(tmp_path / "w.json", {"slots": 3})
+    read = json.loads((tmp_path / "w.json").read_text())
+    assert read["prompts"] == workload.prompts and read["slots"] == 3 and read["pad_id"] == 15
