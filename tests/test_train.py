@@ -159,6 +159,13 @@ def test_other_arguments_train(argument, tmp_path):
     assert np.isfinite(row["train/loss"]) and row["train/gradient_norm"] > 0
 
 
+def test_rollouts_from_rounded_weights_are_corrected(tmp_path):
+    train(small_config(steps=1, **{"rollout.weight_dtype": "int8"}), tmp_path)
+    (row,) = read_metrics(tmp_path)
+    assert 1e-4 < row["rollout/logprob_mismatch"] < 0.1
+    assert 0 <= row["train/truncated_weights"] < 0.5 and np.isfinite(row["train/loss"])
+
+
 @pytest.mark.parametrize("strategy", ["gvm", "uniform"])
 def test_pilot_mode_trains_on_pilots_too(strategy, tmp_path):
     pilot = {"allocation.mode": "pilot", "allocation.pilot_samples": 2, "allocation.strategy": strategy}

@@ -30,7 +30,7 @@ _SLOTS = flags.DEFINE_integer(
     "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
 )
 _DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with a column `question`.")
-_ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=NUMBER of config.rollout, for gvm_jax; may be repeated.")
+_ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollout, for gvm_jax; may be repeated.")
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {
     name: flags.DEFINE_string(f"{name}_python", sys.executable, f"Interpreter with {name} installed.")
@@ -55,12 +55,18 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
     return workload, [workload.counts]
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, float]:
-    """`["page_size=32"]` -> `{"page_size": 32}`; ValueError for anything but FIELD=NUMBER."""
-    try:
-        return {name: json.loads(value) for name, value in (pair.split("=") for pair in pairs)}
-    except ValueError as error:
-        raise ValueError(f"--rollout={' '.join(pairs)}: must be FIELD=NUMBER, as in --rollout=page_size=32") from error
+def parse_settings(pairs: Sequence[str]) -> dict[str, str | float]:
+    """`["page_size=32"]` -> `{"page_size": 32}`; ValueError for anything but FIELD=VALUE."""
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not (name and equals and value):
+            raise ValueError(f"--rollout={pair}: must be FIELD=VALUE, as in --rollout=page_size=32")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:  # no number: a text
+            settings[name] = value
+    return settings
 
 
 def machine() -> dict:

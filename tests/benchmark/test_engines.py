@@ -54,7 +54,8 @@ def test_the_command_compares_prints_and_writes(tmp_path):
     data.write_text("".join(json.dumps({"question": question}) + "\n" for question in QUESTIONS))
     command = [
         sys.executable, "-m", "gvm_jax.benchmark", f"--model={MODEL}", f"--data={data}", "--workload=prefill",
-        "--dtype=float32", "--repeats=2", "--slots=16", "--rollout=page_size=32", f"--json={out}",
+        "--dtype=float32", "--repeats=2", "--slots=16", "--rollout=page_size=32",
+        "--rollout=weight_dtype=compute", f"--json={out}",
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, cwd=MODEL.parent.parent)
     assert done.returncode == 0, done.stderr
@@ -70,7 +71,7 @@ def test_the_command_compares_prints_and_writes(tmp_path):
     ("flags", "message"),
     [
         (["--engines=gvm_jax,gvm_jax"], "must be some of gvm_jax, hf, vllm, tunix, each once"),
-        (["--rollout=page_size"], "must be FIELD=NUMBER"),
+        (["--rollout=page_size"], "must be FIELD=VALUE"),
         (["--data=/no/file.jsonl"], "/no/file.jsonl"),
         (["--model=/no/folder"], "/no/folder"),
         (["--engines=tunix"], "pip install google-tunix"),
