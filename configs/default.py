@@ -61,28 +61,53 @@ def get_config() -> ConfigDict:
     config.rewards.max_failure_rate = 0.2  # verifier errors and timeouts per rollout above which the run stops
 
     config.allocation = ConfigDict()
-    config.allocation.strategy = "gvm"  # uniform | gvm
+    # uniform | gvm | gvm_rates | gvm_paper | cures | reinforce_ada_est | reinforce_ada_seq | vip | knapsack | cero |
+    # dapo | speed_rl | pods; gvm_jax/allocation/README.md has their formulas
+    config.allocation.strategy = "gvm"
     config.allocation.mode = "online"  # online: statistics of earlier visits; pilot: sample pilot_samples first
     config.allocation.pilot_samples = 4  # samples of each prompt before its allocation, in pilot mode
     config.allocation.pilot_weight = 0.5  # λ of the estimate λ·pilot + (1-λ)·fresh, in pilot mode
     config.allocation.min_samples = 1  # floor of a prompt's (fresh) samples; at least 1: no prompt is dropped
     config.allocation.max_samples = 0  # cap of a prompt's (fresh) samples; 0 = none
-    config.allocation.alpha = 1e-3  # α of Prop. 1: damps prompts that are hardly ever solved
-    config.allocation.beta = 2.0  # β of Prop. 1
+    config.allocation.cost = "samples"  # what counts are spent for: samples | tokens (of each prompt's mean response)
+    config.allocation.prompt_pool = 1  # candidates for each prompt of a step; 1 = every prompt of an epoch is taken
+    config.allocation.prompt_temperature = 0.1  # τ: candidates are drawn in proportion to exp(√(p(1-p))/τ)
     config.allocation.accept_rate_prior = 2.0  # pseudo-samples that pull an accept rate to the population's mean
     config.allocation.gradient_norm_prior = 2.0  # pseudo-samples that pull a log gradient norm to the population's mean
     config.allocation.decay = 0.9  # factor on a prompt's earlier statistics at each new visit
+    # Of single strategies:
+    config.allocation.alpha = 1e-3  # gvm: α of Prop. 1, damps prompts that are hardly ever solved
+    config.allocation.beta = 2.0  # gvm: β of Prop. 1
+    config.allocation.filter_threshold = 0.0  # gvm_paper: drop prompts with a higher accept rate; 0 = off
+    config.allocation.filter_insufficient = 0.0  # gvm_paper: drop prompts that expect fewer accepted samples; 0 = off
+    config.allocation.group_baseline = "leave_one_out"  # vip: leave_one_out (RLOO) | mean (Dr. GRPO)
+    config.allocation.group_size = (
+        8  # samples of a group: dapo, speed_rl (20 in the paper), pods, cero, reinforce_ada_seq
+    )
+    config.allocation.groups = 0  # dapo: mixed groups to sample for; 0 = half of the step's prompts
+    config.allocation.screen_samples = 4  # speed_rl: of each prompt before it is decided on
+    config.allocation.round_size = 4  # reinforce_ada_seq: samples of a prompt in a round
+    config.allocation.max_rounds = 4  # reinforce_ada_seq: rounds of a prompt at most
+    config.allocation.accepted_wanted = 2  # reinforce_ada_seq: accepted samples that end a prompt's rounds ...
+    config.allocation.rejected_wanted = 2  # ... with this many rejected ones
+    config.allocation.saturation = 1.0  # cero: λ of the utility 1 - exp(-4λqn/group_size)
 
     config.gradient_norms = ConfigDict()
+    # gram: of embed_tokens and lm_head, one forward and backward pass without weight gradients | lm_head: of the output
+    # head alone, forward only | vmap: of any parameters, a gradient for each sample
+    config.gradient_norms.method = "gram"
     config.gradient_norms.parameters = "embed_tokens"  # regular expression searched in the parameters' paths
-    config.gradient_norms.chunk = 1  # samples whose gradients are held at once
+    config.gradient_norms.chunk = 1  # samples of a pass
     config.gradient_norms.max_samples = 0  # accepted samples measured a step, spread over prompts; 0 = all
 
     config.objective = ConfigDict()
-    config.objective.algorithm = "raft_pp"  # raft | raft_pp | grpo
-    config.objective.weighting = "auto"  # log_likelihood | reward | token_mean | auto (by algorithm)
+    config.objective.algorithm = "raft_pp"  # raft | raft_pp | reinforce | rloo | grpo | dr_grpo | dapo | gspo
+    # log_likelihood | reward | sequence_mean | token_mean | auto (by algorithm); training/objectives.py explains them
+    config.objective.weighting = "auto"
     config.objective.clip_low = 0.2  # the importance ratio is clipped below 1 - clip_low
     config.objective.clip_high = 0.2  # ... and above 1 + clip_high
+    config.objective.dual_clip = 0.0  # c: a negative advantage pulls at most c-fold; 0 = no such clip
+    config.objective.mask_truncated = False  # leave responses that were cut at max_new_tokens out of the loss
     # Cap C of the importance weight min(π_old/π_behaviour, C) of a token, where rollouts are drawn with other weights
     # than are trained (rollout.weight_dtype = int8); without effect elsewhere.
     config.objective.importance_cap = 2.0

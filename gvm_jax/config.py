@@ -106,24 +106,44 @@ RULES: dict[str, Rule] = {
     "rewards.workers": _integer(at_least=0),
     "rewards.deadline_seconds": _number(above=0),
     "rewards.max_failure_rate": _number(at_least=0, at_most=1),
-    "allocation.strategy": _choice("uniform", "gvm"),
+    "allocation.strategy": _NAME,  # the registry in allocation/strategies knows the names
     "allocation.mode": _choice("online", "pilot"),
     "allocation.pilot_samples": _integer(at_least=1),
     "allocation.pilot_weight": _number(above=0, below=1),
     "allocation.min_samples": _integer(at_least=1),
     "allocation.max_samples": _integer(at_least=0),
+    "allocation.cost": _choice("samples", "tokens"),
+    "allocation.prompt_pool": _integer(at_least=1),
+    "allocation.prompt_temperature": _number(above=0),
     "allocation.alpha": _number(at_least=0),
     "allocation.beta": _number(above=0),
+    "allocation.filter_threshold": _number(at_least=0, at_most=1),
+    "allocation.filter_insufficient": _number(at_least=0),
+    "allocation.group_baseline": _choice("leave_one_out", "mean"),
+    "allocation.group_size": _integer(at_least=2),
+    "allocation.groups": _integer(at_least=0),
+    "allocation.screen_samples": _integer(at_least=2),
+    "allocation.round_size": _integer(at_least=1),
+    "allocation.max_rounds": _integer(at_least=1),
+    "allocation.accepted_wanted": _integer(at_least=1),
+    "allocation.rejected_wanted": _integer(at_least=0),
+    "allocation.saturation": _number(above=0),
     "allocation.accept_rate_prior": _number(at_least=0),
     "allocation.gradient_norm_prior": _number(at_least=0),
     "allocation.decay": _number(at_least=0, at_most=1),
+    "gradient_norms.method": _choice("gram", "vmap", "lm_head"),
     "gradient_norms.parameters": _text("a regular expression", _is_regular_expression),
     "gradient_norms.chunk": _integer(at_least=1),
     "gradient_norms.max_samples": _integer(at_least=0),
-    "objective.algorithm": _choice("raft", "raft_pp", "grpo"),
-    "objective.weighting": _choice("log_likelihood", "reward", "token_mean", "auto"),
+    "objective.algorithm": _choice("raft", "raft_pp", "reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo"),
+    "objective.weighting": _choice("log_likelihood", "reward", "sequence_mean", "token_mean", "auto"),
     "objective.clip_low": _number(at_least=0, at_most=1),
     "objective.clip_high": _number(at_least=0),
+    "objective.dual_clip": Rule(
+        "0 for none, or a number > 1",
+        lambda value: type(value) in (int, float) and (value == 0 or 1 < value < math.inf),
+    ),
+    "objective.mask_truncated": Rule("True or False", lambda value: isinstance(value, bool)),
     "objective.importance_cap": _number(above=0),
     "objective.kl_coefficient": _number(at_least=0),
     "objective.kl_estimator": _choice("k1", "k2", "k3"),
@@ -181,11 +201,11 @@ def _rollouts_split_evenly(rollouts, updates, micro_batch) -> str | None:
 
 
 def _weighting_suits_the_algorithm(algorithm, weighting) -> str | None:
-    if (algorithm, weighting) != ("grpo", "log_likelihood"):
+    if weighting != "log_likelihood" or algorithm in ("raft", "raft_pp"):
         return None
     return (
-        "objective.weighting = 'log_likelihood': weighs accepted samples only, but objective.algorithm = 'grpo' learns "
-        "from rejected ones too; use 'reward', 'token_mean' or 'auto'"
+        "objective.weighting = 'log_likelihood': weighs accepted samples only, but objective.algorithm = "
+        f"{algorithm!r} learns from rejected ones too; use 'reward', 'sequence_mean', 'token_mean' or 'auto'"
     )
 
 

@@ -77,7 +77,7 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) 
             prompt_ids = np.asarray(state.prompt_ids)
             state, graded = run.collect(state)  # counts -> rollouts -> rewards
             with run.timer("update"):  # -> new state, with the next prompts' counts
-                state, metrics = run.train_step(state, graded.rollouts, graded.scores, run.stream[step + 1])
+                state, metrics = run.train_step(state, graded.rollouts, graded.rewards, run.stream[step + 1])
                 metrics = jax.device_get(metrics)
             journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
             save(force=step + 1 == config.steps)

@@ -176,8 +176,30 @@ def test_pilot_mode_trains_on_pilots_too(strategy, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("strategy", "settings"),
+    [
+        ("reinforce_ada_seq", {"round_size": 2, "max_rounds": 3}),
+        ("dapo", {"group_size": 4, "groups": 3}),
+        ("pods", {"group_size": 2}),
+        ("cures", {"prompt_pool": 3}),
+        ("gvm_paper", {"mode": "pilot", "pilot_samples": 2, "decay": 0.0}),
+    ],
+)
+def test_strategies_that_sample_in_rounds_or_choose_train(strategy, settings, tmp_path):
+    settings = {f"allocation.{name}": value for name, value in ({"strategy": strategy} | settings).items()}
+    settings |= {"prompts_per_step": 4, "rollouts_per_step": 16} if "allocation.prompt_pool" in settings else {}
+    train(small_config("grpo" if strategy == "dapo" else "raft", steps=2, **settings), tmp_path)
+    rows, metrics = read_rows(tmp_path, "allocation"), read_metrics(tmp_path)
+    assert all(sum(row["count"]) <= 32 for row in rows)
+    if settings.get("allocation.mode") != "pilot":
+        assert metrics[-1]["total/rollouts"] == sum(sum(row["count"]) for row in rows)
+    assert all(np.isfinite(row["train/loss"]) for row in metrics)
+
+
+@pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["--config.allocation.strategy=gmv"], "allocation.strategy = 'gmv': unknown; use one of uniform, gvm"),
         (["--config.rollout.page_siz=8"], "page_siz"),
         (["--config.model.path=/nowhere"], "model.path='/nowhere' is not a folder"),
         (["--config.data.path=/nowhere.jsonl"], "data.path"),

@@ -1,16 +1,17 @@
-"""From prompt statistics to the next counts: the one call that a training step makes."""
+"""From prompt statistics to the next prompts and their counts: what a training step asks for."""
 
 import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax import struct
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from gvm_jax.allocation import program, statistics
 from gvm_jax.allocation.statistics import PromptStatistics
-from gvm_jax.allocation.strategies import Gvm, Strategy, make_strategy
+from gvm_jax.allocation.strategies import Constraints, Gvm, Progress, Strategy, make_strategy
 
 
 @struct.dataclass
@@ -19,7 +20,6 @@ class AllocationInfo:
 
     accept_rate: Float[Array, " m"]  # posterior mean of p
     gradient_norm: Float[Array, " m"]  # shrunk root mean squared norm G
-    coefficients: Float[Array, " m"]  # the strategy's a
     variance_ratio: Float[Array, ""]  # bound Σ G²/(p·n) at equal counts over the bound at the chosen ones
     ideal_variance_ratio: Float[Array, ""]  # the best such ratio without bounds or rounding, 1 + CV²(G/√p)
 
@@ -34,25 +34,37 @@ class Allocator:
     strategy: Strategy
     min_samples: int
     max_samples: int  # 0 = no cap
+    cost: str
+    prompt_temperature: float
     accept_rate_prior: float
     gradient_norm_prior: float
-    decay: float  # for `update`
+    decay: float  # for `statistics.update`
 
     @classmethod
     def from_config(cls, config: Any) -> "Allocator":
-        """The allocator of the section `config.allocation`; ValueError if its strategy is unknown."""
-        return cls(
-            strategy=make_strategy(config),
-            min_samples=config.min_samples,
-            max_samples=config.max_samples,
-            accept_rate_prior=config.accept_rate_prior,
-            gradient_norm_prior=config.gradient_norm_prior,
-            decay=config.decay,
-        )
+        """The allocator of the section `config.allocation`; ConfigError if it is none of `make_strategy`'s."""
+        fields = {field.name: config[field.name] for field in dataclasses.fields(cls)}
+        return cls(**(fields | {"strategy": make_strategy(config)}))
 
-    def check_budget(self, num_prompts: int, budget: int) -> None:
-        """Raises ValueError, on the host, if the bounds do not let `num_prompts` share `budget` samples."""
-        program.check_bounds(num_prompts, budget, self.min_samples, self.max_samples or max(budget, self.min_samples))
+    def choose_prompts(
+        self,
+        prompt_statistics: PromptStatistics,
+        candidates: Int[Array, " pool"],
+        num_prompts: int,
+        key: Key[Array, ""],
+    ) -> Int[Array, " m"]:
+        """The step's prompts among its candidates: all, or a draw in proportion to exp(√(p(1-p))/τ).
+
+        CurES, arXiv 2510.01037, with τ = `prompt_temperature`, drawn without replacement by the Gumbel trick. Prompts
+        of middling accept rate are then trained on more often than others: the objective moves to them, which no
+        weight undoes.
+        """
+        if candidates.shape[0] == num_prompts:
+            return candidates
+        p = statistics.accept_rate(prompt_statistics, candidates, self.accept_rate_prior)
+        logits = jnp.sqrt(p * (1 - p)) / self.prompt_temperature
+        _, chosen = jax.lax.top_k(logits + jax.random.gumbel(key, logits.shape), num_prompts)
+        return candidates[jnp.sort(chosen)]
 
     def next_counts(
         self,
@@ -73,18 +85,31 @@ class Allocator:
             budget: samples to hand out, an int or a traced int32 scalar.
 
         Returns:
-            n_i, int32, with sum `budget` if `check_budget` passes for the number of valid prompts; the info.
+            n_i, int32, of the first round if the strategy has several; their sum is `budget` (or at most that, with
+            rounds) where floors and caps allow it (`program.check_bounds`, on the host); and the info.
         """
-        accept_rate = statistics.accept_rate(prompt_statistics, prompt_ids, self.accept_rate_prior)
-        gradient_norm = statistics.gradient_norm(prompt_statistics, prompt_ids, self.gradient_norm_prior)
-        coefficients = self.strategy.coefficients(accept_rate, gradient_norm)
-        maximum = jnp.where(valid, self.max_samples or budget, 0)
-        counts = program.allocate(coefficients, budget, self.min_samples, maximum)
-        bound = Gvm(alpha=0.0).coefficients(accept_rate, gradient_norm)
+        believed = statistics.beliefs(prompt_statistics, prompt_ids, self.accept_rate_prior, self.gradient_norm_prior)
+        costs = believed.response_tokens if self.cost == "tokens" else None
+        counts = self.strategy.counts(believed, self._constraints(valid, budget, costs))
+        bound = Gvm(alpha=0.0).coefficients(believed.accept_rate, believed.gradient_norm)
         return counts, AllocationInfo(
-            accept_rate=accept_rate,
-            gradient_norm=gradient_norm,
-            coefficients=coefficients,
+            accept_rate=believed.accept_rate,
+            gradient_norm=believed.gradient_norm,
             variance_ratio=program.variance_ratio(bound, counts, valid),
             ideal_variance_ratio=program.ideal_variance_ratio(bound, valid),
         )
+
+    def more_counts(self, progress: Progress, valid: Bool[Array, " m"], budget: ArrayLike) -> Int[Array, " m"]:
+        """Counts of the next round, for strategies with rounds; all 0 = finished.
+
+        Args:
+            progress: of the rounds so far.
+            valid: False for padding.
+            budget: samples that are left.
+        """
+        return self.strategy.more(progress, self._constraints(valid, budget, None))
+
+    def _constraints(self, valid: Bool[Array, " m"], budget: ArrayLike, costs) -> Constraints:
+        budget = jnp.asarray(budget, jnp.int32)
+        maximum = jnp.where(valid, self.max_samples or budget, 0)
+        return Constraints(budget, jnp.where(valid, self.min_samples, 0), maximum, costs)

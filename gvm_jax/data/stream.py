@@ -18,13 +18,13 @@ class PromptStream:
 
         Args:
           prompt_ids: int[M] distinct ids.
-          prompts_per_step: prompts in a batch.
+          prompts_per_step: prompts in a batch, candidates included.
           seed: of the shuffles.
         """
         if not 1 <= prompts_per_step <= len(prompt_ids):
             raise DataError(
-                f"prompts_per_step = {prompts_per_step}, but there are {len(prompt_ids)} prompts. Set it to "
-                f"1 to {len(prompt_ids)}, or name a larger data set in data.path."
+                f"prompts_per_step × allocation.prompt_pool = {prompts_per_step}, but there are {len(prompt_ids)} "
+                f"prompts. Lower them to 1 to {len(prompt_ids)}, or name a larger data set in data.path."
             )
         self.steps_per_epoch = len(prompt_ids) // prompts_per_step
         self._batches = (

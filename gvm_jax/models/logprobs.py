@@ -5,7 +5,7 @@ log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.models.qwen2 import Qwen2, segment_attention
 
@@ -33,6 +33,33 @@ def select_logprobs(
     return ((chosen - peak) * inverse)[..., 0] - jnp.log(total)
 
 
+def hidden_states(
+    model: Qwen2,
+    tokens: Int[Array, "B L"],
+    prompt_lengths: Int[Array, " B"],
+    response_lengths: Int[Array, " B"],
+    tap: Float[Array, "B L D"] | None = None,
+) -> Float[Array, "B L D"]:
+    """Final hidden states of rows of prompt, response, padding; `tap` as in `Qwen2.__call__`."""
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    segments = (positions < (prompt_lengths + response_lengths)[:, None]).astype(jnp.int32)
+    return model(tokens, positions, segment_attention(segments), tap=tap)[0]
+
+
+def predictions(
+    hidden: Float[Array, "B L D"],
+    tokens: Int[Array, "B L"],
+    prompt_lengths: Int[Array, " B"],
+    response_lengths: Int[Array, " B"],
+    offsets: Int[Array, " T"],
+) -> tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]]:
+    """The states that predict the response tokens at these offsets, the tokens, and which are inside the response."""
+    # The hidden state at position t predicts token t + 1; rows differ in where their response begins.
+    at = jnp.clip(prompt_lengths[:, None] + offsets, 1, tokens.shape[1] - 1)
+    states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+    return states, jnp.take_along_axis(tokens, at, axis=1), offsets < response_lengths[:, None]
+
+
 def response_logprobs(
     model: Qwen2,
     tokens: Int[Array, "B L"],
@@ -41,30 +68,23 @@ def response_logprobs(
     max_response: int,
     temperature: float,
     chunk: int,
+    hidden: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B T"]:
     """log π_T of every response token, T = max_response positions a row, 0 beyond the response.
 
     A row of `tokens` is prompt, response, padding. Logits exist for `chunk` response positions at a time, in the
-    forward and (recomputed) in the backward pass, so [B, L, vocabulary] is never in memory.
+    forward and (recomputed) in the backward pass, so [B, L, vocabulary] is never in memory. `hidden` is what
+    `hidden_states` gave for these rows, where it is known already.
     """
-    length = tokens.shape[1]
-    positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
-    segments = (positions < (prompt_lengths + response_lengths)[:, None]).astype(jnp.int32)
-    hidden, _ = model(tokens, positions, segment_attention(segments))
-
+    if hidden is None:
+        hidden = hidden_states(model, tokens, prompt_lengths, response_lengths)
     chunk = min(chunk, max_response)
     steps = -(-max_response // chunk)
-    offsets = jnp.arange(steps * chunk).reshape(steps, chunk)
 
     @jax.checkpoint
-    def chunk_logprobs(offset):
-        # The hidden state at position t predicts token t + 1; rows differ in where their response begins.
-        target = prompt_lengths[:, None] + offset
-        inside = offset < response_lengths[:, None]
-        at = jnp.clip(target, 1, length - 1)
-        states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-        chosen = jnp.take_along_axis(tokens, at, axis=1)
+    def chunk_logprobs(offsets):
+        states, chosen, inside = predictions(hidden, tokens, prompt_lengths, response_lengths, offsets)
         return jnp.where(inside, select_logprobs(model.logits(states), chosen, temperature), 0.0)
 
-    logprobs = jax.lax.map(chunk_logprobs, offsets)  # [steps, B, chunk]
+    logprobs = jax.lax.map(chunk_logprobs, jnp.arange(steps * chunk).reshape(steps, chunk))  # [steps, B, chunk]
     return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]

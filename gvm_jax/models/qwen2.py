@@ -157,10 +157,26 @@ class Qwen2(nnx.Module):
         self.lm_head = None if config.tie_word_embeddings else Embedding(rngs, config, weight_dtype)
 
     def __call__(
-        self, tokens: Int[Array, "B L"], positions: Int[Array, "B L"], attention: Attention, cache: Any = None
+        self,
+        tokens: Int[Array, "B L"],
+        positions: Int[Array, "B L"],
+        attention: Attention,
+        cache: Any = None,
+        tap: Float[Array, "B L D"] | None = None,
     ) -> tuple[Float[Array, "B L D"], Any]:
-        """Final hidden states (after the last norm) and the cache as the layers left it."""
+        """Final hidden states (after the last norm) and the cache as the layers left it.
+
+        Args:
+          tokens: ids.
+          positions: of the tokens in their sequences.
+          attention: how queries meet keys.
+          cache: what the attention reads and writes.
+          tap: zeros, added to the tokens' embeddings. The derivative with respect to it is the gradient of every
+            single position, where that of the embeddings is summed over the positions of a token.
+        """
         x = self.embed_tokens.lookup(tokens, self.dtype)
+        if tap is not None:
+            x = x + tap.astype(x.dtype)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         if not self.stacked:
             for i, layer in enumerate(self.layers):

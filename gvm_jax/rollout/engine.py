@@ -255,7 +255,7 @@ class Policy:
         counts: Int[np.ndarray, " m"],
         key: Key[Array, ""],
         temperature: float,
-        first_sample: int = 0,
+        first_sample: int | Int[np.ndarray, " m"] = 0,
         expected_lengths: Sequence[float] | None = None,
         on_finished: Callable[[int, np.ndarray], None] = lambda row, response: None,
         check_interrupt: Callable[[], None] = lambda: None,
@@ -281,8 +281,9 @@ class Policy:
         """
         sampling = self.start(key, temperature)
         expected = expected_lengths if expected_lengths is not None else np.zeros(len(prompts))
+        first_samples = np.broadcast_to(first_sample, len(prompts))
         for i, tokens in enumerate(prompts):
-            sampling.request(tokens, int(prompt_ids[i]), int(counts[i]), first_sample, float(expected[i]))
+            sampling.request(tokens, int(prompt_ids[i]), int(counts[i]), int(first_samples[i]), float(expected[i]))
         while not sampling.done:
             check_interrupt()
             for row in sampling.advance():

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -29,10 +30,20 @@ class Rollouts:
         return self.tokens[row, begin : begin + self.response_lengths[row]]
 
     @staticmethod
-    def concatenate(first: "Rollouts", second: "Rollouts") -> "Rollouts":
-        """Rows of both, first's before second's."""
-        fields = first.__dataclass_fields__
-        return Rollouts(**{f: np.concatenate([getattr(first, f), getattr(second, f)]) for f in fields})
+    def concatenate(parts: "Sequence[Rollouts]") -> "Rollouts":
+        """Rows of all, in order (numpy arrays only)."""
+        return jax.tree.map(lambda *fields: np.concatenate(fields), *parts)
+
+    def take(self, rows: Int[np.ndarray, " M"]) -> "Rollouts":
+        """These rows, in this order."""
+        return jax.tree.map(lambda field: field[rows], self)
+
+    def pad(self, rows: int, group: int) -> "Rollouts":
+        """Empty rows behind, `rows` in all, that belong to `group` (numpy arrays only)."""
+        missing = rows - len(self.group)
+        padded = jax.tree.map(lambda field: np.pad(field, [(0, missing), *[(0, 0)] * (field.ndim - 1)]), self)
+        padded.group[len(self.group) :] = group
+        return padded
 
 
 class Samples:

@@ -4,9 +4,9 @@ import jax
 from jax.typing import ArrayLike
 from jaxtyping import Array, Key
 
-_PURPOSES = ("rollouts", "evaluation", "mini_batches")
+_PURPOSES = ("rollouts", "evaluation", "mini_batches", "prompts")
 
 
 def run_key(seed: int, purpose: str, step: ArrayLike) -> Key[Array, ""]:
-    """The key of a purpose ("rollouts", "evaluation" or "mini_batches") at a step; `step` may be traced."""
+    """The key of a purpose ("rollouts", "evaluation", "mini_batches" or "prompts") at a step; `step` may be traced."""
     return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(purpose)), step)

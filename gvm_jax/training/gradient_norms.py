@@ -1,35 +1,81 @@
-"""Per-sample gradient norms ‖∇_W log π(y|x)‖ of chosen parameters W, by vmap over chunks of samples.
+"""Per-sample gradient norms ‖∇_W log π_T(y|x)‖₂ of chosen parameters W, without a sample's whole gradient.
 
 The gradient is that of the log-probability summed over the response's tokens (arXiv 2505.02391, Algorithm 2), which
-rejection sampling's estimator averages. Only the wanted samples cost anything: they are sorted to the front, and
-chunks without any are skipped.
+rejection sampling's estimator averages. Three methods give its norm:
+
+- "vmap": the gradient itself, of any parameters; the reference.
+- "gram": for the input embeddings E and the output head U [vocabulary, D], which few tokens reach by few positions.
+  With δ_s the gradient at the embedded token x_s, h_t the state that predicts the response token y_t, and
+  e_t = onehot(y_t) − softmax(U h_t / T), the gradients are Σ_s onehot(x_s) δ_sᵀ and Σ_t e_t h_tᵀ / T, so that
+
+      ‖∇_E‖² = Σ_v ‖Σ_{s: x_s = v} δ_s‖²,  ‖∇_U‖² = Σ_{t,t'} (e_t·e_t') (h_t·h_t') / T²,
+      ‖∇_E + ∇_U‖² = ‖∇_E‖² + ‖∇_U‖² + 2 Σ_{s,t} e_t[x_s] (h_t·δ_s) / T   where E and U are one matrix.
+
+  One forward and one backward pass over a batch; the backward pass is that of the activations alone.
+- "lm_head": ‖∇_U‖ by the same formula, which takes the forward pass alone. Of a tied matrix it is the output's part.
+
+Only the wanted samples cost anything: they are sorted to the front, and chunks without any are skipped.
 """
 
 import dataclasses
 import re
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.logprobs import response_logprobs
-from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.logprobs import hidden_states, predictions, response_logprobs
+from gvm_jax.models.qwen2 import Model, Params, Qwen2
 from gvm_jax.rollout.rollouts import Rollouts
+
+METHODS = ("gram", "vmap", "lm_head")
 
 
 @dataclasses.dataclass(frozen=True)
 class GradientNormSettings:
     """Static settings; the fields of `config.gradient_norms` under the same names."""
 
-    parameters: str  # regular expression searched in the parameters' dotted paths
-    chunk: int  # samples whose gradients are held at once
+    parameters: str  # regular expression searched in the parameters' dotted paths; "lm_head" does not read it
+    chunk: int  # samples in one forward and backward pass
     max_samples: int  # most samples measured in a call; 0 = all
+    method: str = "gram"  # of METHODS
 
     @classmethod
     def from_config(cls, config) -> "GradientNormSettings":
         """From the section `config.gradient_norms`."""
         return cls(**{f.name: config[f.name] for f in dataclasses.fields(cls)})
+
+
+class Paths(NamedTuple):
+    """By which ways the measured parameters act on the log-probability."""
+
+    embeddings: bool  # as the vectors of the input's tokens
+    head: bool  # as the rows of the output head
+
+
+def measured_paths(params: Params, settings: GradientNormSettings) -> Paths | None:
+    """What the methods "gram" and "lm_head" measure of these parameters (or abstract ones); None for "vmap".
+
+    Raises:
+      ConfigError: an unknown method, or parameters that the method cannot measure or that are not there.
+    """
+    if settings.method not in METHODS:
+        raise ConfigError(f"gradient_norms.method = {settings.method!r}: must be one of {', '.join(METHODS)}")
+    if settings.method == "lm_head":
+        return Paths(embeddings=False, head=True)
+    chosen, _ = split_params(params, settings.parameters)
+    if settings.method == "vmap":
+        return None
+    others = [path for path in chosen if path not in ("embed_tokens.kernel", "lm_head.kernel")]
+    if others:
+        raise ConfigError(
+            f"gradient_norms.parameters = {settings.parameters!r} with gradient_norms.method = 'gram': it takes only "
+            f"embed_tokens and lm_head, found {', '.join(others)}; use gradient_norms.method = 'vmap'"
+        )
+    embeddings = "embed_tokens.kernel" in chosen
+    return Paths(embeddings, "lm_head.kernel" in chosen or (embeddings and "lm_head" not in params))
 
 
 def split_params(params: Params, pattern: str) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -94,38 +140,257 @@ def per_sample_gradient_norms(
     """‖∇ Σ_t log π_T(y_t)‖₂ with respect to the chosen parameters, 0 for rows that are not wanted.
 
     Args:
+      model: whose `remat` counts for "vmap" and "gram".
+      params: of the model.
+      rollouts: samples.
       rows: rows of `rollouts`, the wanted ones first.
       wanted: which of them to measure.
-      settings: which parameters, and how many gradients to hold at once.
+      settings: the method, which parameters, and how many samples a pass.
       temperature: of the sampling policy.
-      logprob_chunk: as for `response_logprobs`.
+      logprob_chunk: as for `response_logprobs`: response positions whose logits are held at once. "gram" and "lm_head"
+        hold as many logits, but of all positions and a block of the vocabulary.
+
+    Raises:
+      ConfigError: as `measured_paths`.
     """
-    chosen, others = split_params(params, settings.parameters)
+    paths = measured_paths(params, settings)
     chunk = min(settings.chunk, rows.shape[0])
     steps = -(-rows.shape[0] // chunk)
     padding = steps * chunk - rows.shape[0]
     rows, wanted = jnp.pad(rows, (0, padding)), jnp.pad(wanted, (0, padding))
+    if paths is None:
+        measure = _whole_gradients(model, params, settings.parameters, temperature, logprob_chunk)
+    else:
+        # Once for all chunks and layers; each use would cast what it reads again.
+        module = model.bind(jax.tree.map(lambda p: p.astype(model.dtype), params))
 
-    def log_likelihood(chosen, tokens, prompt_length, response_length):
-        module = model.bind(_join({**chosen, **others}))
-        logprobs = response_logprobs(
-            module, tokens[None], prompt_length[None], response_length[None], rollouts.max_response, temperature,
-            logprob_chunk,
-        )  # fmt: skip
-        return logprobs.sum()
-
-    def norm(tokens, prompt_length, response_length):
-        gradient = jax.grad(log_likelihood)(chosen, tokens, prompt_length, response_length)
-        return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in gradient.values()))
-
-    def measure(chunk_rows):
-        fields = (rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths)
-        return jax.vmap(norm)(*(field[chunk_rows] for field in fields))
+        def measure(batch):
+            return _factored_norms(module, paths, batch, temperature, logprob_chunk)
 
     def chunk_norms(args):
         chunk_rows, chunk_wanted = args
-        norms = jax.lax.cond(chunk_wanted.any(), measure, lambda r: jnp.zeros(r.shape, jnp.float32), chunk_rows)
+        norms = jax.lax.cond(
+            chunk_wanted.any(),
+            lambda: measure(jax.tree.map(lambda x: x[chunk_rows], rollouts)),
+            lambda: jnp.zeros(chunk, jnp.float32),
+        )
         return jnp.where(chunk_wanted, norms, 0.0)
 
     norms = jax.lax.map(chunk_norms, (rows.reshape(steps, chunk), wanted.reshape(steps, chunk)))
     return norms.reshape(-1)[: steps * chunk - padding]
+
+
+def _whole_gradients(model: Model, params: Params, pattern: str, temperature: float, logprob_chunk: int):
+    """A function from rollouts to norms: one gradient of the chosen parameters for each sample, all at once."""
+    chosen, others = split_params(params, pattern)
+
+    def norm(rollout: Rollouts):
+        def log_likelihood(chosen):
+            one = jax.tree.map(lambda x: x[None], rollout)
+            return response_logprobs(
+                model.bind(_join({**chosen, **others})), one.tokens, one.prompt_lengths, one.response_lengths,
+                one.max_response, temperature, logprob_chunk,
+            ).sum()  # fmt: skip
+
+        gradient = jax.grad(log_likelihood)(chosen)
+        return jnp.sqrt(sum(jnp.sum(jnp.square(g.astype(jnp.float32))) for g in gradient.values()))
+
+    return jax.vmap(norm)
+
+
+def _factored_norms(
+    module: Qwen2, paths: Paths, rollouts: Rollouts, temperature: float, logprob_chunk: int
+) -> Float[Array, " B"]:
+    """The norms of all rows, by one forward pass and, where the embeddings are measured, one backward pass."""
+
+    def predict(tap):
+        states, *rest = _predictions(
+            hidden_states(module, rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths, tap), rollouts
+        )
+        return states, rest
+
+    if not paths.embeddings:
+        states, (targets, inside) = predict(None)
+        errors = prediction_errors(_head(module), states, targets, inside, temperature, logprob_chunk, paths.head)
+        return _norms(module, paths, rollouts, errors, None)
+    tap = jnp.zeros((*rollouts.tokens.shape, module.config.hidden_size), module.dtype)
+    states, backward, (targets, inside) = jax.vjp(predict, tap, has_aux=True)
+    errors = prediction_errors(
+        _head(module), states, targets, inside, temperature, logprob_chunk, paths.head, pullback=True
+    )
+    (deltas,) = backward(errors.pullback.astype(states.dtype))
+    return _norms(module, paths, rollouts, errors, deltas)
+
+
+def norms_from_taps(
+    module: Qwen2,
+    paths: Paths,
+    rollouts: Rollouts,
+    hidden: Float[Array, "B L D"],
+    deltas: Float[Array, "B L D"],
+    temperature: float,
+    logprob_chunk: int,
+) -> Float[Array, " B"]:
+    """The norms of all rows from a backward pass that was made for another purpose, such as the update's own.
+
+    What is left to pay is the head's part, as in "lm_head": logits and a Gram matrix, nothing of a layer. Where only
+    the embeddings are measured (of an untied model) nothing is left.
+
+    Args:
+      module: with the parameters of that pass, floats.
+      paths: as `measured_paths` gives them.
+      rollouts: B rows.
+      hidden: what `hidden_states` gave for them.
+      deltas: the gradient of each row's Σ_t log π_T(y_t) with respect to the `tap` that `hidden_states` was given. Of a
+        loss Σ_i w_i · f(row i) whose f has that gradient (an importance ratio of 1), it is the tap's gradient over w_i;
+        rows with w_i = 0 cannot be measured.
+      temperature: of the sampling policy.
+      logprob_chunk: as for `per_sample_gradient_norms`.
+    """
+    errors = None
+    if paths.head:
+        errors = prediction_errors(
+            _head(module), *_predictions(hidden, rollouts), temperature, logprob_chunk, products=True
+        )
+    return _norms(module, paths, rollouts, errors, deltas)
+
+
+class PredictionErrors(NamedTuple):
+    """e_t = onehot(y_t) − softmax(U h_t / T): T times the gradient of log π_T(y_t) with respect to the logits.
+
+    It is 0 beyond the response, and is held by its products: a row of e has the vocabulary's size.
+    """
+
+    states: Float[Array, "B T D"]  # h_t
+    targets: Int[Array, "B T"]  # y_t
+    missed: Float[Array, "B T"]  # e_t[y_t] = 1 − π_T(y_t)
+    log_total: Float[Array, "B T"]  # log Σ_v exp(z_v / T); infinite beyond the response
+    inverse: float  # 1 / T
+    products: Float[Array, "B T T"] | None  # e_t · e_t'
+    pullback: Float[Array, "B T D"] | None  # Uᵀ e_t / T: the gradient with respect to h_t
+
+    def at(self, head: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array, "B T S"]:
+        """e_t[x_s], the errors' entries at tokens x_s."""
+        probabilities = jnp.exp(
+            _dot("btd,bsd->bts", self.states, head[tokens]) * self.inverse - self.log_total[..., None]
+        )
+        return jnp.where(self.targets[..., None] == tokens[:, None], self.missed[..., None], -probabilities)
+
+
+def prediction_errors(
+    head: Float[Array, "V D"],
+    states: Float[Array, "B T D"],
+    targets: Int[Array, "B T"],
+    inside: Bool[Array, "B T"],
+    temperature: float,
+    logprob_chunk: int,
+    products: bool = False,
+    pullback: bool = False,
+) -> PredictionErrors:
+    """The errors of predicting `targets` from `states`, in one pass over blocks of the vocabulary.
+
+    A block's logits are exponentiated against the largest so far, and the sums before it are rescaled (the online
+    softmax, arXiv 1805.02867, algorithm 3), so no logit is computed twice. The target's own column is left out: the
+    small error of a confident token is then a sum of small terms, and not a difference of large ones.
+
+    A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products: less than
+    the two products of the gradient's size that they stand for as long as T < 2·D. In memory are `logprob_chunk` · V
+    logits of a sample and its [T, T] products.
+
+    Args:
+      head: the output head, in the dtype of `states`; products are summed in float32.
+      states: h_t that predicts y_t.
+      targets: y_t.
+      inside: which t are inside the response.
+      temperature: T of the softmax.
+      logprob_chunk: as many positions' logits are held at once.
+      products: whether to compute them.
+      pullback: whether to compute it.
+    """
+    (rows, length, width), vocabulary = states.shape, head.shape[0]
+    block = min(vocabulary, max(1, vocabulary * logprob_chunk // length))
+    inverse = 1.0 / temperature
+
+    def add_block(sums, i):
+        peak, total, squares, pulled = sums
+        begin = jnp.minimum(i * block, vocabulary - block)  # the last block may overlap the one before it
+        ids = begin + jnp.arange(block)
+        vectors = jax.lax.dynamic_slice_in_dim(head, begin, block)
+        counted = (ids >= i * block) & (ids != targets[..., None])
+        logits = jnp.where(counted, _dot("btd,vd->btv", states, vectors), -jnp.inf)
+        new_peak = jnp.maximum(peak, logits.max(-1))
+        weights = jnp.exp((logits - new_peak[..., None]) * inverse)
+        decay = jnp.exp((peak - new_peak) * inverse)
+        total = total * decay + weights.sum(-1)
+        weights = weights.astype(states.dtype)
+        if products:
+            squares = squares * decay[:, :, None] * decay[:, None] + _dot("btv,bsv->bts", weights, weights)
+        if pullback:
+            pulled = pulled * decay[..., None] + _dot("btv,vd->btd", weights, vectors)
+        return (new_peak, total, squares, pulled), None
+
+    sums = (
+        jnp.full((rows, length), jnp.finfo(jnp.float32).min),
+        jnp.zeros((rows, length)),
+        jnp.zeros((rows, length, length)) if products else None,
+        jnp.zeros((rows, length, width)) if pullback else None,
+    )
+    (peak, total, squares, pulled), _ = jax.lax.scan(add_block, sums, jnp.arange(-(-vocabulary // block)))
+
+    log_others = jnp.log(total) + peak * inverse
+    own = _dot("btd,btd->bt", states, head[targets]) * inverse
+    log_total = jnp.where(inside, jnp.logaddexp(log_others, own), jnp.inf)
+    missed = jnp.exp(log_others - log_total)
+    scale = jnp.exp(peak * inverse - log_total)  # turns sums into sums of probabilities
+    errors = PredictionErrors(states, targets, missed, log_total, inverse, None, None)
+    if products:
+        mixed = missed[:, None] * errors.at(head, targets)  # e_t[y_t'] · e_t'[y_t'], [B, t, t']
+        same = targets[:, :, None] == targets[:, None]
+        squares = squares * scale[:, :, None] * scale[:, None]
+        squares += mixed + mixed.swapaxes(1, 2) - jnp.where(same, missed[:, :, None] * missed[:, None], 0.0)
+        errors = errors._replace(products=squares)
+    if pullback:
+        pulled = missed[..., None] * head[targets] - scale[..., None] * pulled
+        errors = errors._replace(pullback=pulled * inverse)
+    return errors
+
+
+def _norms(
+    module: Qwen2,
+    paths: Paths,
+    rollouts: Rollouts,
+    errors: PredictionErrors | None,
+    deltas: Float[Array, "B L D"] | None,
+) -> Float[Array, " B"]:
+    """The module's formula; `errors` are read where the head is measured, `deltas` where the embeddings are."""
+    squares = jnp.zeros(rollouts.tokens.shape[0])
+    if paths.head:
+        aligned = _dot("btd,bsd->bts", errors.states, errors.states)
+        squares += jnp.sum(errors.products * aligned, (1, 2)) * errors.inverse**2
+    if paths.embeddings:
+        squares += jnp.sum(jnp.square(_sums_by_token(rollouts.tokens, deltas.astype(jnp.float32))), (1, 2))
+    if paths.head and paths.embeddings and module.lm_head is None:
+        aligned = _dot("btd,bsd->bts", errors.states, deltas.astype(errors.states.dtype))
+        squares += 2.0 * jnp.sum(errors.at(_head(module), rollouts.tokens) * aligned, (1, 2)) * errors.inverse
+    return jnp.sqrt(jnp.maximum(squares, 0.0))
+
+
+@jax.vmap
+def _sums_by_token(tokens: Int[Array, " L"], values: Float[Array, "L D"]) -> Float[Array, "L D"]:
+    """Sums of the values of equal tokens, and zeros in the rows that are left over."""
+    return jax.ops.segment_sum(values, jnp.searchsorted(jnp.sort(tokens), tokens), tokens.shape[0])
+
+
+def _predictions(hidden, rollouts: Rollouts):
+    return predictions(
+        hidden, rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths, jnp.arange(rollouts.max_response)
+    )
+
+
+def _head(module: Qwen2) -> Float[Array, "V D"]:
+    return (module.embed_tokens if module.lm_head is None else module.lm_head).kernel[...].astype(module.dtype)
+
+
+def _dot(subscripts: str, *operands: Array) -> Array:
+    """A product in the operands' dtype, summed in float32."""
+    return jnp.einsum(subscripts, *operands, preferred_element_type=jnp.float32)

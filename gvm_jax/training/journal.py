@@ -1,18 +1,22 @@
 """The record of a run: what it has cost so far and the metrics of each step, the same fields for every strategy."""
 
+import collections
 import dataclasses
 import math
 import pathlib
+import warnings
 
 import numpy as np
 from absl import logging
 
+from gvm_jax.allocation.diagnostics import Diagnostics, advice
 from gvm_jax.rewards import Status
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.training.run import Graded
 from gvm_jax.training.step import StepMetrics
 
+ADVICE_STEPS = 10  # steps whose diagnostics are looked at together
 MAX_TRUNCATED = 0.2  # share of cut responses above which their zero rewards are worth a warning
 
 
@@ -31,7 +35,7 @@ class Totals:
     def add(self, graded: Graded, metrics: StepMetrics, updates: int, seconds: dict[str, float]) -> None:
         """Add one step."""
         self.steps += 1
-        self.prompts += len(metrics.counts)
+        self.prompts += int((metrics.counts > 0).sum())
         self.rollouts += len(graded.verdicts)
         self.sampled_tokens += int(graded.rollouts.response_lengths.sum())
         self.trained_tokens += int(metrics.trained_tokens)
@@ -54,14 +58,15 @@ class Totals:
 def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]) -> dict[str, float]:
     """The metrics of one step (host arrays), without the totals."""
     rollouts, statuses = graded.rollouts, [verdict.status for verdict in graded.verdicts]
-    info = metrics.allocation
+    info, drawn = metrics.allocation, len(graded.verdicts)
+    diagnostics = {field.name: getattr(metrics.diagnostics, field.name) for field in dataclasses.fields(Diagnostics)}
     corrected = {} if metrics.truncated_weights is None else {"train/truncated_weights": metrics.truncated_weights}
     return {
         "reward/mean": graded.scores.mean(),
         "reward/accept_rate": (graded.scores > 0).mean(),
         **{f"reward/{status.value}": statuses.count(status) / len(statuses) for status in Status},
-        "rollout/response_tokens": rollouts.response_lengths.mean(),
-        "rollout/truncated": 1.0 - rollouts.stopped.mean(),
+        "rollout/response_tokens": rollouts.response_lengths[:drawn].mean(),
+        "rollout/truncated": 1.0 - rollouts.stopped[:drawn].mean(),
         "rollout/logprob_mismatch": metrics.mismatch,
         "rollout/logprob_mismatch_max": metrics.max_mismatch,
         "rollout/preemptions": graded.stats.preemptions,
@@ -72,10 +77,12 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "train/kl": metrics.kl,
         "allocation/min_count": metrics.counts.min(),
         "allocation/max_count": metrics.counts.max(),
-        "allocation/prompts_without_accepted": (metrics.prompt_accept_rate == 0).mean(),
+        # Of all prompts of the step, those without samples too.
+        "allocation/prompts_without_accepted": 1.0 - (metrics.prompt_accept_rate > 0).mean(),
         "allocation/measured_norms": metrics.measured_norms,
         "allocation/variance_ratio": info.variance_ratio,
         "allocation/ideal_variance_ratio": info.ideal_variance_ratio,
+        **{f"allocation/{name}": value for name, value in diagnostics.items()},
         **{f"seconds/{phase}": spent for phase, spent in seconds.items()},
         # Parts of the rollouts' seconds.
         "seconds/rollout_prefill": graded.stats.prefill_seconds,
@@ -111,6 +118,7 @@ class Journal:
         self._progress = ProgressPrinter(steps, active)
         self._line: dict[str, float] = {}
         self._warned = False
+        self._recent: collections.deque[Diagnostics] = collections.deque(maxlen=ADVICE_STEPS)
         self._accuracy: dict[int, float] = {}
         if resume_step is not None and (workdir / "evaluation.jsonl").exists():
             rows = read_rows(workdir, "evaluation")
@@ -162,6 +170,22 @@ class Journal:
                 "step %d: %.0f %% of the responses were cut at rollout.max_new_tokens and score 0; raise it if they "
                 "are not mere rambling", step, 100 * self._line["rollout/truncated"],
             )  # fmt: skip
+        self._advise(step, metrics.diagnostics)
+
+    def _advise(self, step: int, diagnostics: Diagnostics) -> None:
+        """Warn, at most once in `ADVICE_STEPS` steps, of counts that do worse than equal ones."""
+        self._recent.append(diagnostics)
+        if len(self._recent) < ADVICE_STEPS:
+            return
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # a mean of nothing is NaN
+            means = {
+                field.name: float(np.nanmean([getattr(d, field.name) for d in self._recent]))
+                for field in dataclasses.fields(Diagnostics)
+            }
+        if warning := advice(means):
+            logging.warning("steps %d to %d: %s", step - ADVICE_STEPS + 1, step, warning)
+            self._recent.clear()
 
     def show(self) -> None:
         """Print the line of the step that was done last."""

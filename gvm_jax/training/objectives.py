@@ -1,22 +1,46 @@
 """The objectives: what each sampled token weighs in the loss. Pure; knows no model.
 
-The loss of a step is a sum over samples j of prompts i,
+The loss of a step is a sum over its trained samples j, answers y_j to prompts i, and their tokens t,
 
-    L = Σ_j mix_j · weight_j · Σ_t −term(ratio_jt, A_j) / denominator,
+    L = −Σ_j mix_j · weight_j · Σ_t gain(ratio_jt, A_j) / denominator.
 
-with the advantage A_j of the algorithm, the weight_j of the objective and the clipped importance ratio of each token.
-A weighting states the objective:
+The algorithm says what a sample's advantage A_j is and which importance ratio is clipped (`ALGORITHMS`), the weighting
+what samples and tokens weigh, and so which objective is maximised (`WEIGHTINGS`). A prompt has n trained samples, k of
+them accepted; T is `max_response`:
 
-    log_likelihood  1/k_i on the k_i accepted samples: Σ_i ln p_i (arXiv 2505.02391, Algorithm 1, self-normalised).
-                    A prompt without an accepted sample adds nothing: in expectation 1 − (1−p_i)^n_i of the gradient
-    reward          1/n_i: the mean over a prompt's samples, Σ_i E[A]; with A = r unbiased at every n_i
-    token_mean      1, divided by the number of response tokens: long answers and prompts with many samples weigh
-                    more, so the counts change the objective (the reference implementation's behaviour)
+    weighting        sample  token          maximised
+    log_likelihood   1/k     1/T            Σ_i ln p_i, from accepted samples (arXiv 2505.02391, Algorithm 1)
+    reward           1/n     1/T            Σ_i E[A]
+    sequence_mean    1/n     1/|y|          Σ_i E[A/|y|]: a short answer weighs as much as a long one (arXiv 2402.03300)
+    token_mean       1       1/all tokens   prompts weigh by their tokens, so the counts change it (the code of GVM and
+                                            DAPO; DAPO's equation has one such mean for each prompt)
 
-The first two divide token sums by the constant `max_response`, which changes the scale and no direction.
+Each prompt's share of the expected gradient, before the first update (so at ratio 1) and for rewards in {0, 1}. p is
+the accept rate, s = ∇ ln π(y), μ₁, μ₀ and G₁², G₀² the means of s and ‖s‖² over accepted and rejected answers, ŝ_n the
+rewards' std; ∇p = p μ₁ = p(1−p)(μ₁−μ₀). The variance is about a·φ(n), what an allocation of samples should minimise:
+
+    algorithm                weighting       expected gradient               φ(n)        a
+    raft, raft_pp            log_likelihood  (1 − (1−p)^n) ∇ ln p            1/n         (G₁² − ‖μ₁‖²)/p; bound G₁²/p
+    raft, raft_pp, reinforce reward          ∇p                              1/n         p G₁² − ‖∇p‖², exactly
+    rloo                     reward          ∇p; 0 if n = 1                  1/(n−1)     p(1−p) G²
+    dr_grpo                  reward          (n−1)/n · ∇p                    (n−1)/n²    p(1−p) G²
+    grpo                     reward          (n−1)/n · E[ŝ_n] (μ₁−μ₀)        (n−1)/n²    G²
+    grpo, gspo               sequence_mean   the same, with s/|y| for s      (n−1)/n²    G², with s/|y| for s
+    any                      token_mean      depends on all prompts' counts  none
+
+So reward with A = r has the same expectation at every n ≥ 1 and rloo at every n ≥ 2, whatever the rewards are.
+Elsewhere unequal counts weigh the prompts: log_likelihood by the odds of any accepted sample, group means by (n−1)/n,
+grpo also by a std that small groups see too small and that turns p into 2·arcsin √p as n grows. rloo's variance is
+exactly ((n−2) V + 2 W)/(n(n−1)) with V = p(1−p)² G₁² + p²(1−p) G₀² − ‖∇p‖² (CurES, arXiv 2510.01037) and
+W = p(1−p) (G₁² + G₀² − 2 μ₁·μ₀)/2 − ‖∇p‖²; both are p(1−p) G² where G₁ = G₀ = G and the means are small. (n−1)/n² is
+0 at n = 1, where there is no gradient either, and falls from n = 2 on: it asks for a floor of 3, from where on its
+decrements fall too. grpo's is that times the odds of unequal rewards, 1 − p^n − (1−p)^n.
+
+Which samples count is the caller's choice. If it rests on the samples (those of largest variance of rewards, the ones
+that ended), the expectations above are no longer met.
 
 Where rollouts are drawn with other weights than are trained, the ratio is that to the trained policy before the step's
-first update, π_old, and each token's term is multiplied by the truncated importance weight min(π_old/π_behaviour, C)
+first update, π_old, and each token's gain is multiplied by the truncated importance weight min(π_old/π_behaviour, C)
 (Yao et al., 2025, "Your Efficient RL Framework Secretly Brings You Off-Policy RL Training"; truncation: Ionides, 2008).
 It corrects the choice of the token, not the odds of the tokens before and after it: with C = ∞ the expected gradient is
 that of π_old for answers of one token, and for longer ones its score has mean zero as under π_old.
@@ -24,24 +48,112 @@ that of π_old for answers of one token, and for longer ones its score has mean 
 
 import dataclasses
 import math
+from collections.abc import Callable
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-ALGORITHMS = ("raft", "raft_pp", "grpo")
-DEFAULT_WEIGHTING = {"raft": "log_likelihood", "raft_pp": "log_likelihood", "grpo": "reward"}
 MAX_KL_LOG_RATIO = 10.0  # log π_ref − log π beyond which k3's exponential is clamped
+
+
+class Group(NamedTuple):
+    """What a sample's reward is compared with: its prompt's counted samples, row by row; zeros for padding."""
+
+    count: Float[Array, " N"]
+    mean: Float[Array, " N"]
+    std: Float[Array, " N"]  # with count − 1; 0 for a single sample
+
+
+def positive_part(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"]:
+    """max(r, 0): rejected samples are not learned from."""
+    return jnp.maximum(rewards, 0.0)
+
+
+def as_graded(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"]:
+    """r; with rewards in {0, 1} the same as `positive_part`, and a negative one is learned from."""
+    return rewards
+
+
+def leave_one_out(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"]:
+    """r less the mean of the other counted samples, which is n/(n−1)·(r − mean); 0 for a single sample."""
+    return centred(rewards, group) * group.count / jnp.maximum(group.count - 1.0, 1.0)
+
+
+def centred(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"]:
+    """r − mean, the sample itself in the mean; 0 for a single sample."""
+    return rewards - group.mean
+
+
+def standardised(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"]:
+    """(r − mean)/(std + 1e-6); 0 for a single sample, where the reference implementation of GVM has r itself."""
+    return centred(rewards, group) / (group.std + 1e-6)
+
+
+def token_log_ratio(log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """Each token's own log π − log π_old (arXiv 1707.06347)."""
+    return log_ratio
+
+
+def sequence_log_ratio(log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+    """The answer's mean log π − log π_old in value, each token's own in gradient (arXiv 2507.18071, 4.1 and 4.3).
+
+    With equal token weights its sum has the gradient of the answer's ratio s = exp(mean); with importance weights each
+    token keeps its own.
+    """
+    mean = (log_ratio * mask).sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    return log_ratio + jax.lax.stop_gradient(mean - log_ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class Algorithm:
+    """What makes an algorithm; a row of `ALGORITHMS`."""
+
+    advantage: Callable[[Float[Array, " N"], Group], Float[Array, " N"]]
+    log_ratio: Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Float[Array, "B T"]] | None  # None: A · log π
+    weighting: str  # unless another is chosen
+    source: str
+
+
+# With a ratio, a token's gain is PPO's clipped one; at the first update its gradient is that of A · log π.
+ALGORITHMS = {
+    "raft": Algorithm(positive_part, None, "log_likelihood", "arXiv 2304.06767"),
+    "raft_pp": Algorithm(positive_part, token_log_ratio, "log_likelihood", "arXiv 2504.11343"),
+    "reinforce": Algorithm(as_graded, token_log_ratio, "reward", "Williams, 1992; clipped as in arXiv 2504.11343"),
+    "rloo": Algorithm(leave_one_out, token_log_ratio, "reward", "arXiv 2402.14740"),
+    "grpo": Algorithm(standardised, token_log_ratio, "sequence_mean", "arXiv 2402.03300"),
+    "dr_grpo": Algorithm(centred, token_log_ratio, "reward", "arXiv 2503.20783"),
+    "dapo": Algorithm(standardised, token_log_ratio, "token_mean", "arXiv 2503.14476"),  # with clip_high > clip_low
+    "gspo": Algorithm(standardised, sequence_log_ratio, "sequence_mean", "arXiv 2507.18071"),  # clips 3e-4 and 4e-4
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Weighting:
+    """What the trained samples of a prompt and their tokens weigh; a row of `WEIGHTINGS`."""
+
+    samples: Literal["accepted", "trained", "none"]  # a sample's weight is 1 over how many of these its prompt has
+    tokens: Literal["longest", "own", "all"]  # a token's is 1 over T, over its answer's tokens, over all tokens
+
+
+WEIGHTINGS = {
+    "log_likelihood": Weighting("accepted", "longest"),
+    "reward": Weighting("trained", "longest"),
+    "sequence_mean": Weighting("trained", "own"),
+    "token_mean": Weighting("none", "all"),
+}
 
 
 @struct.dataclass
 class SampleTerms:
-    """What the loss needs of each of N samples besides its log-probabilities."""
+    """What the loss needs of each of N samples besides its log-probabilities; zeros for those not trained on."""
 
     advantage: Float[Array, " N"]
-    weight: Float[Array, " N"]  # mix · weight of the advantage term
-    kl_weight: Float[Array, " N"]  # mix · weight of the KL term: over all samples of a prompt, accepted or not
+    weight: Float[Array, " N"]  # mix · weight of the gain
+    kl_weight: Float[Array, " N"]  # mix · weight of the KL term: over all trained samples of a prompt, accepted or not
+    trained: Bool[Array, " N"]  # in the loss, with or without a gradient
 
 
 @struct.dataclass
@@ -63,6 +175,7 @@ class Objective:
     """An algorithm with its weighting; the fields of `config.objective` under the same names.
 
     `importance_cap` is None where rollouts are drawn with the weights that are trained: then nothing is corrected.
+    `dual_clip` is 0 for none. `mask_truncated` is for the caller, who says which samples are trained on.
     """
 
     algorithm: str
@@ -72,6 +185,8 @@ class Objective:
     kl_coefficient: float
     kl_estimator: str
     importance_cap: float | None = None
+    dual_clip: float = 0.0
+    mask_truncated: bool = False
 
     @classmethod
     def from_config(cls, config, corrected: bool) -> "Objective":
@@ -83,41 +198,54 @@ class Objective:
         """
         fields = {f.name: config[f.name] for f in dataclasses.fields(cls)}
         if config.weighting == "auto":
-            fields["weighting"] = DEFAULT_WEIGHTING[config.algorithm]
+            fields["weighting"] = ALGORITHMS[config.algorithm].weighting
         if not corrected:
             fields["importance_cap"] = None
         return cls(**fields)
 
     def sample_terms(
-        self, rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int, mix: Float[Array, " N"]
+        self,
+        rewards: Float[Array, " N"],
+        segments: Int[Array, " N"],
+        num_segments: int,
+        mix: Float[Array, " N"],
+        counted: Bool[Array, " N"],
+        trained: Bool[Array, " N"],
     ) -> SampleTerms:
         """Advantages and weights of the samples.
 
+        Rows that are neither counted nor trained are padding; their rewards may hold anything.
+
         Args:
           rewards: the grader's scores; a positive one is accepted.
-          segments: samples of one prompt (drawn in one go) share a number in [0, num_segments).
+          segments: samples of one prompt (drawn in one go) share a number in [0, num_segments); of padding it may be
+            `num_segments`.
           num_segments: static.
           mix: factor of each sample's segment; 1, or λ and 1−λ of pilot and fresh samples.
+          counted: samples whose rewards are in their group's mean and std.
+          trained: samples in the loss, over which weights are shared out; each of them is counted too.
         """
-        accepted = (rewards > 0).astype(jnp.float32)
-        per_sample = 1.0 / segment_sum(jnp.ones_like(rewards), segments, num_segments)[segments]
-        if self.algorithm == "grpo":
-            advantage = group_advantages(rewards, segments, num_segments)
-        else:
-            advantage = jnp.maximum(rewards, 0.0)
-        if self.weighting == "token_mean":
-            return SampleTerms(advantage, mix, mix)
-        weight = per_sample
-        if self.weighting == "log_likelihood":
-            weight = accepted / jnp.maximum(segment_sum(accepted, segments, num_segments), 1.0)[segments]
-        return SampleTerms(advantage, mix * weight, mix * per_sample)
+        weighting = WEIGHTINGS[self.weighting]
+        rewards = jnp.where(counted, rewards, 0.0)
+        group = group_statistics(rewards, segments, num_segments, counted)
+        advantage = jnp.where(trained, ALGORITHMS[self.algorithm].advantage(rewards, group), 0.0)
+        if weighting.samples == "none":
+            return SampleTerms(advantage, mix * trained, mix * trained, trained)
+        kl_weight = weight = mix * equal_shares(trained, segments, num_segments)
+        if weighting.samples == "accepted":
+            weight = mix * equal_shares(trained & (rewards > 0), segments, num_segments)
+        return SampleTerms(advantage, weight, kl_weight, trained)
 
     def has_gradient(self, terms: SampleTerms) -> Bool[Array, "..."]:
         """Which samples change the loss; the others (rejected ones, say) need no forward and backward pass."""
         return (terms.weight * terms.advantage != 0) | (self.kl_coefficient * terms.kl_weight != 0)
 
     def denominator(
-        self, terms: SampleTerms, response_lengths: Int[Array, " B"], max_response: int, prompts_per_sample: float
+        self,
+        terms: SampleTerms,
+        response_lengths: Int[Array, " B"],
+        max_response: int,
+        prompts_per_sample: Float[Array, ""] | float,
     ) -> Float[Array, ""]:
         """The share that some samples bring to the denominator, whether they have a gradient or not.
 
@@ -125,11 +253,13 @@ class Objective:
           terms: the samples' rows of `sample_terms`.
           response_lengths: of the samples.
           max_response: T.
-          prompts_per_sample: prompts over samples of the whole step.
+          prompts_per_sample: prompts over trained samples of the whole step.
         """
-        if self.weighting == "token_mean":
+        tokens = WEIGHTINGS[self.weighting].tokens
+        if tokens == "all":
             return (terms.kl_weight * response_lengths).sum()
-        return jnp.float32(response_lengths.shape[0] * prompts_per_sample * max_response)
+        prompts = terms.trained.sum() * jnp.float32(prompts_per_sample)
+        return prompts if tokens == "own" else prompts * max_response
 
     def loss_sums(
         self,
@@ -141,7 +271,7 @@ class Objective:
         response_lengths: Int[Array, " B"],
         denominator: Float[Array, ""],
     ) -> LossSums:
-        """The loss of some samples as sums.
+        """The loss of some samples as sums; log-probabilities beyond a response may hold anything.
 
         Args:
           logprobs: log π of the response tokens, differentiable; T = max_response.
@@ -149,30 +279,39 @@ class Objective:
           old_logprobs: log π before the step's first update; None without an `importance_cap`, as that policy sampled.
           reference_logprobs: of the reference policy; None without a KL penalty.
           terms: the samples' rows of `sample_terms`.
-          response_lengths: tokens of each response.
+          response_lengths: tokens of each response; 0 for padding.
           denominator: the samples' share of it, passed through.
         """
         mask = (jnp.arange(logprobs.shape[1]) < response_lengths[:, None]) & self.has_gradient(terms)[:, None]
-        advantage = terms.advantage[:, None]
-        weight, kl_weight, truncated = terms.weight[:, None], terms.kl_weight[:, None], jnp.zeros_like(mask)
+
+        def inside(x: Float[Array, "B T"]) -> Float[Array, "B T"]:
+            return jnp.where(mask, x, 0.0)
+
+        logprobs, behaviour_logprobs = inside(logprobs), inside(behaviour_logprobs)
+        token_weight, truncated = jnp.ones_like(logprobs), jnp.zeros_like(mask)
+        if WEIGHTINGS[self.weighting].tokens == "own":
+            token_weight /= jnp.maximum(response_lengths, 1)[:, None]
         if old_logprobs is None:
             old_logprobs = behaviour_logprobs
         else:
+            old_logprobs = inside(old_logprobs)
             correction, truncated = importance_weights(old_logprobs, behaviour_logprobs, mask, self.importance_cap)
-            weight, kl_weight = weight * correction, kl_weight * correction
+            token_weight *= correction
+
+        advantage, to_ratio = terms.advantage[:, None], ALGORITHMS[self.algorithm].log_ratio
         gain, clipped = logprobs * advantage, jnp.zeros_like(mask)
-        if self.algorithm != "raft":
-            log_ratio = jnp.where(mask, logprobs - old_logprobs, 0.0)
-            gain, clipped = clipped_gain(log_ratio, advantage, self.clip_low, self.clip_high)
-        loss = -(weight * jnp.where(mask, gain, 0.0)).sum()
+        if to_ratio is not None:
+            log_ratio = to_ratio(logprobs - old_logprobs, mask)
+            gain, clipped = clipped_gain(log_ratio, advantage, self.clip_low, self.clip_high, self.dual_clip)
+        loss = -(terms.weight[:, None] * token_weight * inside(gain)).sum()
 
         kl = jnp.zeros(())
         if reference_logprobs is not None:
-            kl_tokens = jnp.where(mask, kl_estimate(logprobs, reference_logprobs, self.kl_estimator), 0.0)
+            kl_tokens = inside(kl_estimate(logprobs, reference_logprobs, self.kl_estimator))
             kl = kl_tokens.sum()
-            loss += self.kl_coefficient * (kl_weight * kl_tokens).sum()
+            loss += self.kl_coefficient * (terms.kl_weight[:, None] * token_weight * kl_tokens).sum()
 
-        mismatch = jax.lax.stop_gradient(jnp.abs(jnp.where(mask, logprobs - behaviour_logprobs, 0.0)))
+        mismatch = jax.lax.stop_gradient(jnp.abs(logprobs - behaviour_logprobs))
         return LossSums(
             denominator=denominator,
             loss=loss,
@@ -186,30 +325,54 @@ class Objective:
 
 
 def segment_sum(values: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Float[Array, " S"]:
-    """Sum of the values of each segment."""
+    """Sum of the values of each segment; those of the segment `num_segments` are left out."""
     return jax.ops.segment_sum(values, segments, num_segments)
 
 
-def group_advantages(rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Float[Array, " N"]:
-    """GRPO's (r − mean)/(std + 1e-6) within a segment, std with n − 1 (arXiv 2402.03300, section 4.1.2).
+def equal_shares(rows: Bool[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Float[Array, " N"]:
+    """1/k on the k rows of each segment that are chosen, 0 on the others."""
+    chosen = rows.astype(jnp.float32)
+    return chosen / jnp.maximum(_of_segment(segment_sum(chosen, segments, num_segments), segments), 1.0)
 
-    0 for a segment of one sample or of equal rewards: neither says which sample was better. The sample is in its own
-    baseline and the std is the segment's, so the expected gradient grows with the number of samples.
-    """
-    count = segment_sum(jnp.ones_like(rewards), segments, num_segments)
-    mean = segment_sum(rewards, segments, num_segments) / jnp.maximum(count, 1.0)
-    centred = rewards - mean[segments]
-    variance = segment_sum(centred**2, segments, num_segments) / jnp.maximum(count - 1.0, 1.0)
-    return centred / (jnp.sqrt(variance) + 1e-6)[segments]
+
+def group_statistics(
+    rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int, counted: Bool[Array, " N"]
+) -> Group:
+    """Each row's group: number, mean and std (with n − 1) of the counted rewards of its segment."""
+    weight = counted.astype(jnp.float32)
+    count = segment_sum(weight, segments, num_segments)
+
+    def mean_of(values: Float[Array, " N"]) -> Float[Array, " S"]:
+        return segment_sum(weight * values, segments, num_segments) / jnp.maximum(count, 1.0)
+
+    mean = mean_of(rewards)
+    # Rounding in the mean of equal rewards (0.7, say) would be a deviation of 1e-8, which over a std of 1e-8 is not 0.
+    mean += mean_of(rewards - _of_segment(mean, segments))
+    squares = segment_sum(weight * (rewards - _of_segment(mean, segments)) ** 2, segments, num_segments)
+    std = jnp.sqrt(squares / jnp.maximum(count - 1.0, 1.0))
+    return Group(*(_of_segment(x, segments) for x in (count, mean, std)))
+
+
+def _of_segment(values: Float[Array, " S"], segments: Int[Array, " N"]) -> Float[Array, " N"]:
+    """Each row's value of its segment; 0 where the row has none."""
+    return values.at[segments].get(mode="fill", fill_value=0.0)
 
 
 def clipped_gain(
-    log_ratio: Float[Array, "B T"], advantage: Float[Array, "B 1"], low: float, high: float
+    log_ratio: Float[Array, "B T"], advantage: Float[Array, "B 1"], low: float, high: float, dual: float = 0.0
 ) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
-    """PPO's min(ρA, clip(ρ, 1−low, 1+high)·A) and where the clip acts (arXiv 1707.06347, eq. 7)."""
+    """PPO's g = min(ρA, clip(ρ, 1−low, 1+high)·A) and where a clip acts (arXiv 1707.06347, eq. 7).
+
+    With `dual` = c > 0 it is max(g, cA) where A < 0, so that a token that became likelier although its answer was worse
+    than the others pulls no more than c-fold (arXiv 1912.09729, which has c = 3).
+    """
     ratio = jnp.exp(log_ratio)
     free, bounded = ratio * advantage, jnp.clip(ratio, 1.0 - low, 1.0 + high) * advantage
-    return jnp.minimum(free, bounded), bounded < free
+    gain, clipped = jnp.minimum(free, bounded), bounded < free
+    if dual:
+        least = jnp.where(advantage < 0, dual * advantage, -jnp.inf)
+        gain, clipped = jnp.maximum(gain, least), clipped | (gain < least)
+    return gain, clipped
 
 
 def importance_weights(

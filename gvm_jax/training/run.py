@@ -9,6 +9,7 @@ import numpy as np
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import Allocator
+from gvm_jax.allocation.strategies import Progress
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
@@ -21,7 +22,7 @@ from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
 from gvm_jax.runtime.timing import PhaseTimer
-from gvm_jax.training.gradient_norms import GradientNormSettings, split_params
+from gvm_jax.training.gradient_norms import GradientNormSettings, measured_paths
 from gvm_jax.training.objectives import Objective
 from gvm_jax.training.state import TrainState, init_state, make_optimizer, state_shardings
 from gvm_jax.training.step import TrainStep
@@ -29,16 +30,21 @@ from gvm_jax.training.step import TrainStep
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """Rollouts with their grades, row by row."""
+    """Rollouts with their grades, row by row; rows beyond the verdicts are padding."""
 
     rollouts: Rollouts
     verdicts: list[Verdict]
-    stats: SampleStats = dataclasses.field(default_factory=SampleStats)
+    stats: SampleStats
 
     @property
     def scores(self) -> np.ndarray:
-        """float32[N]."""
+        """float32[samples]."""
         return np.array([verdict.score for verdict in self.verdicts], np.float32)
+
+    @property
+    def rewards(self) -> np.ndarray:
+        """float32[N]: the scores, and 0 for padding."""
+        return np.pad(self.scores, (0, len(self.rollouts.group) - len(self.verdicts)))
 
 
 class Run:
@@ -64,7 +70,8 @@ class Run:
         self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
         try:
             self.prompts = self._load_prompts("data")
-            self.stream = PromptStream(self.prompts.ids, config.prompts_per_step, config.seed)
+            candidates = config.prompts_per_step * config.allocation.prompt_pool
+            self.stream = PromptStream(self.prompts.ids, candidates, config.seed)
             self.held_out = self._load_prompts("evaluation") if config.evaluation.path else None
 
             self.mesh = make_mesh(config.mesh)
@@ -77,7 +84,8 @@ class Run:
             dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
             self.model = Model(network, dtype, config.model.remat)
             check_weights(self.model, folder)
-            split_params(self.model.abstract_params, config.gradient_norms.parameters)  # names must match
+            norms = GradientNormSettings.from_config(config.gradient_norms)
+            measured_paths(self.model.abstract_params, norms)  # the names must match
             self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
             self._build_step(config, allocator)
         except BaseException:
@@ -133,14 +141,16 @@ class Run:
         self.train_step = jax.jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
         self._response_length = jax.jit(statistics.response_length)
         self._after_pilot = jax.jit(self._step.after_pilot, out_shardings=everywhere)
+        self._more_counts = jax.jit(self._step.more_counts, out_shardings=everywhere)
 
     def _new_state(self, params) -> TrainState:
-        first = jnp.asarray(self.stream[0])
+        ids = jnp.zeros(self.config.prompts_per_step, jnp.int32)
         state = init_state(
-            params, self._optimizer, self.prompts.num_rows, first, jnp.zeros_like(first),
+            params, self._optimizer, self.prompts.num_rows, ids, ids,
             keep_reference=self.config.objective.kl_coefficient > 0,
         )  # fmt: skip
-        return state.replace(counts=self._step.allocate(state.statistics, first)[0])
+        ids = self._step.choose_prompts(state.statistics, jnp.asarray(self.stream[0]), state.step)
+        return state.replace(prompt_ids=ids, counts=self._step.allocate(state.statistics, ids)[0])
 
     def initial_state(self) -> TrainState:
         """The state before the first step, with the weights of `model.path`."""
@@ -148,30 +158,54 @@ class Run:
         return jax.jit(self._new_state, donate_argnums=0, out_shardings=self.shardings)(params)
 
     def collect(self, state: TrainState) -> tuple[TrainState, Graded]:
-        """Samples and grades the prompts of a step: in pilot mode pilots first, then what they allocate.
+        """Samples and grades the prompts of a step, in one round or in those of its allocation.
 
-        Returns the state that the train step takes (statistics and counts may have moved on) and the rollouts.
+        Returns the state that the train step takes (in pilot mode statistics and counts have moved on) and the
+        rollouts.
         """
         key = run_key(self.config.seed, "rollouts", int(state.step))
         temperature = self.config.rollout.temperature
         ids = np.asarray(state.prompt_ids)
-        pilots = self._step.pilot_samples
         policy = self._load(state)
 
-        def sample(state: TrainState, counts, first_sample: int) -> Graded:
+        def sample(state: TrainState, counts, first_sample) -> Graded:
             lengths = np.asarray(self._response_length(state.statistics, ids))
             return self._sample(policy, self.prompts, ids, counts, key, temperature, first_sample, lengths)
 
-        if not pilots:
-            return state, sample(state, np.asarray(state.counts), 0)
-        pilot = sample(state, np.full(len(ids), pilots, np.int32), 0)
+        if self._step.pilot_samples:
+            return self._pilot_round(state, sample)
+        if self._step.allocator.strategy.rounds:
+            return state, self._rounds(state, sample)
+        return state, sample(state, np.asarray(state.counts), 0)
+
+    def _pilot_round(self, state: TrainState, sample: Callable[..., Graded]) -> tuple[TrainState, Graded]:
+        """Pilots first, then what they allocate."""
+        pilots = self._step.pilot_samples
+        pilot = sample(state, np.full(len(state.prompt_ids), pilots, np.int32), 0)
         with self.timer("allocation"):
             observed, counts = self._after_pilot(state, pilot.rollouts, pilot.scores)
             state = state.replace(statistics=observed, counts=counts)
             counts = np.asarray(counts)
         fresh = sample(state, counts, pilots)
-        rollouts = Rollouts.concatenate(pilot.rollouts, fresh.rollouts)
+        rollouts = Rollouts.concatenate([pilot.rollouts, fresh.rollouts])
         return state, Graded(rollouts, pilot.verdicts + fresh.verdicts, pilot.stats + fresh.stats)
+
+    def _rounds(self, state: TrainState, sample: Callable[..., Graded]) -> Graded:
+        """Round after round until the strategy asks for no more; rows by prompt, then the padding up to the budget."""
+        counts, parts = np.asarray(state.counts), []
+        trials, successes = np.zeros_like(counts), np.zeros_like(counts)
+        while counts.any():
+            part = sample(state, counts, trials)
+            parts.append(part)
+            trials = trials + counts
+            successes = successes + np.bincount(part.rollouts.group, part.scores > 0, len(counts)).astype(np.int32)
+            with self.timer("allocation"):
+                counts = np.asarray(self._more_counts(Progress(successes, trials, np.int32(len(parts)))))
+        rollouts = Rollouts.concatenate([part.rollouts for part in parts])
+        verdicts = [verdict for part in parts for verdict in part.verdicts]
+        order = np.argsort(rollouts.group, kind="stable")
+        rollouts = rollouts.take(order).pad(self._step.budget, group=len(counts))
+        return Graded(rollouts, [verdicts[i] for i in order], sum((part.stats for part in parts[1:]), parts[0].stats))
 
     def evaluate(self, state: TrainState) -> float:
         """Accuracy of one sample for each held-out prompt, drawn with the same random numbers every time."""

@@ -11,7 +11,9 @@ from jaxtyping import Array, Float, Int, PyTree
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
-from gvm_jax.allocation.statistics import PromptStatistics
+from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
+from gvm_jax.allocation.statistics import PromptStatistics, Sums
+from gvm_jax.allocation.strategies import Progress
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding
@@ -35,9 +37,10 @@ class StepMetrics:
     max_mismatch: Float[Array, ""]
     trained_tokens: Float[Array, ""]  # response tokens that were trained on
     measured_norms: Int[Array, ""]  # fresh samples whose gradient norm was computed
-    prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples
+    prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples; NaN without samples
     counts: Int[Array, " m"]  # fresh samples of each prompt of this step
     allocation: AllocationInfo  # what these counts rest on
+    diagnostics: Diagnostics  # what came of them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,38 +68,39 @@ class TrainStep:
         """Rows of the step's rollouts that are pilots; they come first."""
         return self.prompts_per_step * self.pilot_samples
 
+    @property
+    def budget(self) -> int:
+        """Fresh samples of a step; the most of them where a strategy samples in rounds."""
+        return self.rollouts_per_step - self.pilot_rollouts
+
     def __call__(
         self,
         state: TrainState,
         rollouts: Rollouts,
         rewards: Float[Array, " N"],
-        next_prompt_ids: Int[Array, " m"],
+        candidates: Int[Array, " pool"],
     ) -> tuple[TrainState, StepMetrics]:
         """Update the policy on the step's N samples and allocate the next step's.
 
         Args:
           state: whose `prompt_ids` were sampled; its buffers may be donated.
-          rollouts: pilots first (in pilot mode), then the fresh samples; `group` indexes `state.prompt_ids`.
+          rollouts: pilots first (in pilot mode), then the fresh samples; `group` indexes `state.prompt_ids`. Rows with
+            group m are padding: what rounds of sampling left of the budget.
           rewards: of each row; positive = accepted.
-          next_prompt_ids: prompts of the next step.
+          candidates: the prompts that the next step's are chosen from.
         """
-        m = self.prompts_per_step
         _, info = self.allocate(state.statistics, state.prompt_ids)  # as the last step did, for the metrics
-        pilots, samples = self.pilot_rollouts, rollouts.group.shape[0]
+        pilots = self.pilot_rollouts
         fresh = jax.tree.map(lambda x: x[pilots:], rollouts)
         # Pilots were added when they came in, and with them the visit's decay.
         decay = 1.0 if pilots else self.allocator.decay
-        observed, measured = self.observe(state, fresh, rewards[pilots:], decay)
+        observed, visit = self.observe(state, fresh, rewards[pilots:], decay)
 
-        # Pilots and fresh samples of a prompt are two estimates, mixed by a constant: pooled they would be biased,
-        # because the number of fresh samples depends on the pilots' rewards.
-        is_fresh = jnp.arange(samples) >= pilots
-        segments = rollouts.group + m * is_fresh if pilots else rollouts.group
-        mix = jnp.where(is_fresh, 1.0 - self.pilot_weight, self.pilot_weight) if pilots else jnp.ones(samples)
-        terms = self.objective.sample_terms(rewards, segments, m * (2 if pilots else 1), mix)
-        params, opt_state, sums, norms = self._update(state, rollouts, terms)
+        params, opt_state, sums, norms = self._update(state, rollouts, self.sample_terms(rollouts, rewards))
 
+        next_prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
         next_counts, _ = self.allocate(observed, next_prompt_ids)
+        counts = visit.trials.astype(jnp.int32)
         tokens = jnp.maximum(sums.tokens.sum(), 1.0)
         metrics = StepMetrics(
             loss=jnp.mean(sums.loss / sums.denominator),
@@ -107,10 +111,13 @@ class TrainStep:
             mismatch=sums.mismatch[0] / sums.tokens[0],
             max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
             trained_tokens=sums.tokens.sum(),
-            measured_norms=measured,
-            prompt_accept_rate=segment_sum(1.0 * (rewards[pilots:] > 0), fresh.group, m) / state.counts,
-            counts=state.counts,
+            measured_norms=(visit.norm_count + visit.rejected_norm_count).sum().astype(jnp.int32),
+            prompt_accept_rate=visit.successes / visit.trials,
+            counts=counts,
             allocation=info,
+            diagnostics=diagnose(
+                self.allocator, info, state.statistics, observed, state.prompt_ids, visit, state.step, self.budget
+            ),
         )
         state = state.replace(
             step=state.step + 1, params=params, opt_state=opt_state, statistics=observed,
@@ -126,43 +133,69 @@ class TrainStep:
         counts, _ = self.allocate(observed, state.prompt_ids)
         return observed, counts
 
+    def more_counts(self, progress: Progress) -> Int[Array, " m"]:
+        """Samples of each prompt in the next round, for strategies with rounds; a jitted program of its own."""
+        left = self.budget - progress.trials.sum()
+        return self.allocator.more_counts(progress, jnp.ones(progress.trials.shape, bool), left)
+
+    def choose_prompts(
+        self, prompt_statistics: PromptStatistics, candidates: Int[Array, " pool"], step: Int[Array, ""]
+    ) -> Int[Array, " m"]:
+        """The prompts of a step among its candidates."""
+        key = run_key(self.seed, "prompts", step)
+        return self.allocator.choose_prompts(prompt_statistics, candidates, self.prompts_per_step, key)
+
+    def sample_terms(self, rollouts: Rollouts, rewards: Float[Array, " N"]) -> SampleTerms:
+        """Advantages and weights of the step's samples, 0 for those that are not trained on."""
+        m, pilots, samples = self.prompts_per_step, self.pilot_rollouts, rollouts.group.shape[0]
+        segments, num_segments, mix = rollouts.group, m, jnp.ones(samples)
+        if pilots:
+            # Pilots and fresh samples of a prompt are two estimates, mixed by a constant: pooled they would be biased,
+            # because the number of fresh samples depends on the pilots' rewards.
+            is_fresh = jnp.arange(samples) >= pilots
+            segments, num_segments = rollouts.group + m * is_fresh, 2 * m
+            mix = jnp.where(is_fresh, 1.0 - self.pilot_weight, self.pilot_weight)
+        strategy = self.allocator.strategy
+        kept = strategy.kept(rewards, segments, num_segments)
+        counted = kept if strategy.baseline == "kept" else rollouts.group < m
+        trained = kept & rollouts.stopped if self.objective.mask_truncated else kept
+        return self.objective.sample_terms(rewards, segments, num_segments, mix, counted, trained)
+
     def allocate(
         self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]
     ) -> tuple[Int[Array, " m"], AllocationInfo]:
-        """Samples of each prompt: all of the step's rollouts but the pilots."""
+        """Samples of each prompt (in the first round): all of the step's rollouts but the pilots."""
         valid = jnp.ones(prompt_ids.shape, bool)
-        return self.allocator.next_counts(
-            prompt_statistics, prompt_ids, valid, self.rollouts_per_step - self.pilot_rollouts
-        )
+        return self.allocator.next_counts(prompt_statistics, prompt_ids, valid, self.budget)
 
     def observe(
         self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " R"], decay: float
-    ) -> tuple[PromptStatistics, Int[Array, ""]]:
-        """The statistics with some rollouts of the step added, and how many gradient norms were measured.
+    ) -> tuple[PromptStatistics, Sums]:
+        """The statistics with some rollouts of the step added, and what was added of each prompt."""
 
-        Rows must be ordered by prompt.
-        """
-        m = self.prompts_per_step
-        accepted = rewards > 0
-        norm_sum, norm_count = jnp.zeros(m), jnp.zeros(m)
-        if self.allocator.strategy.uses_gradient_norm:
-            rows, wanted = wanted_samples(accepted, rollouts.group, self.norms.max_samples)
+        def total(values, segments=rollouts.group):
+            return segment_sum(values.astype(jnp.float32), segments, self.prompts_per_step)
+
+        accepted, wanted_norms = rewards > 0, self.allocator.strategy.norms
+        visit = Sums.zeros(self.prompts_per_step).replace(
+            successes=total(accepted), trials=total(jnp.ones_like(rewards)),
+            response_tokens=total(rollouts.response_lengths),
+        )  # fmt: skip
+        if wanted_norms != "none":
+            drawn = rollouts.group < self.prompts_per_step
+            rows, wanted = wanted_samples(
+                drawn & (accepted | (wanted_norms == "all")), rollouts.group, self.norms.max_samples
+            )
             norms = per_sample_gradient_norms(
                 self.model, state.params, rollouts, rows, wanted, self.norms, self.temperature, self.logprob_chunk
             )
-            norm_sum = segment_sum(norms**2, rollouts.group[rows], m)
-            norm_count = segment_sum(wanted.astype(jnp.float32), rollouts.group[rows], m)
-        observed = statistics.update(
-            state.statistics,
-            state.prompt_ids,
-            segment_sum(accepted.astype(jnp.float32), rollouts.group, m),
-            segment_sum(jnp.ones_like(rewards), rollouts.group, m),
-            norm_sum,
-            norm_count,
-            segment_sum(rollouts.response_lengths.astype(jnp.float32), rollouts.group, m),
-            decay,
-        )
-        return observed, norm_count.sum().astype(jnp.int32)
+            segments, good, bad = rollouts.group[rows], wanted & accepted[rows], wanted & ~accepted[rows]
+            visit = visit.replace(
+                norm_sum=total(norms * good, segments), squared_norm_sum=total(norms**2 * good, segments),
+                norm_count=total(good, segments), rejected_squared_norm_sum=total(norms**2 * bad, segments),
+                rejected_norm_count=total(bad, segments),
+            )  # fmt: skip
+        return statistics.update(state.statistics, state.prompt_ids, visit, decay, state.step), visit
 
     def _update(
         self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
@@ -172,7 +205,7 @@ class TrainStep:
         old = None
         if self.objective.importance_cap is not None:
             old = self._old_logprobs(state.params, *batches)
-        prompts_per_sample = self.prompts_per_step / rollouts.group.shape[0]
+        prompts_per_sample = self.prompts_per_step / jnp.maximum(terms.trained.sum(), 1)
 
         def loss(params, batch: Rollouts, batch_terms: SampleTerms, old: Float[Array, "B T"] | None):
             reference = None

@@ -1,3 +1,4 @@
+import functools
 import heapq
 import itertools
 import math
@@ -9,51 +10,100 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.sharding import NamedSharding, PartitionSpec
 
-from gvm_jax.allocation import allocate, check_bounds, ideal_variance_ratio, variance_ratio
+from gvm_jax.allocation.program import (
+    allocate,
+    check_bounds,
+    check_coefficients,
+    group_mean,
+    ideal_variance_ratio,
+    inverse,
+    inverse_less_one,
+    variance_ratio,
+)
 
 WIDTH = 40  # all property tests share one compiled shape; what a case does not use is masked out
-compiled = jax.jit(allocate)
+
+# φ(n) in exact numbers and the least n, independent of the program's terms.
+TERMS = {
+    "inverse": (inverse, lambda n: Fraction(1, n), 1),
+    "inverse_less_one": (inverse_less_one, lambda n: Fraction(1, n - 1), 2),
+    "group_mean": (group_mean, lambda n: Fraction(n - 1, n * n), 3),
+}
+every_term = pytest.mark.parametrize("name", TERMS)
 
 
-def solve(coefficients, budget, minimum, maximum):
-    """`allocate` on a case of any width, padded with masked prompts to one shape."""
+def program_of(name):
+    term = TERMS[name][0]
+    return jax.jit(lambda a, *rest: allocate(term(a), *rest))
+
+
+compiled = {name: program_of(name) for name in TERMS}
+compiled_costs = {
+    (name, budget_in): jax.jit(lambda a, *rest, t=TERMS[name][0], b=budget_in: allocate(t(a), *rest, b))
+    for name in TERMS
+    for budget_in in ("samples", "costs")
+}
+
+
+def padded(size, *values):
+    """Arrays of one width, with prompts that are masked out behind those of the case."""
+    for value, dtype in values:
+        array = np.zeros(WIDTH, dtype)
+        array[:size] = value
+        yield array
+
+
+def solve(coefficients, budget, minimum, maximum, name="inverse"):
+    """`allocate` on a case of any width."""
     size = len(coefficients)
-    a, lower, upper = np.zeros(WIDTH, np.float32), np.zeros(WIDTH, np.int32), np.zeros(WIDTH, np.int32)
-    a[:size], lower[:size], upper[:size] = coefficients, minimum, maximum
-    counts = np.asarray(compiled(a, budget, lower, upper))
+    a, lower, upper = padded(size, (coefficients, np.float32), (minimum, np.int32), (maximum, np.int32))
+    counts = np.asarray(compiled[name](a, budget, lower, upper))
     assert not counts[size:].any()
     return counts[:size]
 
 
-def objective(coefficients, counts):
-    """Σ a/n as a pair: the prompts with an infinite term, then the exact sum of the others."""
+def solve_costs(coefficients, budget, minimum, maximum, costs, budget_in, name="inverse"):
+    size = len(coefficients)
+    values = ((coefficients, np.float32), (minimum, np.int32), (maximum, np.int32), (costs, np.float32))
+    a, lower, upper, c = padded(size, *values)
+    counts = np.asarray(compiled_costs[name, budget_in](a, budget, lower, upper, c))
+    assert not counts[size:].any()
+    return counts[:size]
+
+
+def objective(coefficients, counts, name):
+    """Σ a φ(n) as a pair: samples missing below the least, then the exact sum of the terms from there on."""
+    _, phi, least = TERMS[name]
     terms = [(Fraction(float(a)), int(n)) for a, n in zip(coefficients, counts, strict=True) if a > 0]
-    return sum(n == 0 for _, n in terms), sum((a / n for a, n in terms if n), Fraction(0))
+    finite = sum((a * phi(n) for a, n in terms if n >= least), Fraction(0))
+    return sum(max(least - n, 0) for _, n in terms), finite
 
 
-def assert_as_good(counts, reference, coefficients):
-    infinite, finite = objective(coefficients, counts)
-    infinite_reference, finite_reference = objective(coefficients, reference)
-    assert infinite == infinite_reference
-    if not infinite:  # else both objectives are infinite
+def assert_as_good(counts, reference, coefficients, name):
+    missing, finite = objective(coefficients, counts, name)
+    missing_reference, finite_reference = objective(coefficients, reference, name)
+    assert missing == missing_reference
+    if not missing:  # else both objectives are infinite
         assert finite <= finite_reference * (1 + Fraction(1, 10**6))
 
 
-def brute_force(coefficients, budget, minimum, maximum):
+def brute_force(coefficients, budget, minimum, maximum, name):
     ranges = [range(low, high + 1) for low, high in zip(minimum, maximum, strict=True)]
     feasible = (counts for counts in itertools.product(*ranges) if sum(counts) == budget)
-    return min(feasible, key=lambda counts: objective(coefficients, counts))
+    return min(feasible, key=lambda counts: objective(coefficients, counts, name))
 
 
-def greedy(coefficients, budget, minimum, maximum):
+def greedy(coefficients, budget, minimum, maximum, name):
     """One sample at a time to the largest exact gain; zero coefficients last, the least sampled first."""
+    _, phi, least = TERMS[name]
 
     def entry(i):
         a, n = Fraction(float(coefficients[i])), counts[i]
         if a == 0:
             return (2, n, i)
-        return (0, 0, i) if n == 0 else (1, -a / (n * (n + 1)), i)
+        return (0, 0, i) if n < least else (1, -a * (phi(n) - phi(n + 1)), i)
 
     counts = list(minimum)
     heap = [entry(i) for i in range(len(counts)) if counts[i] < maximum[i]]
@@ -92,53 +142,154 @@ def assert_feasible(counts, budget, minimum, maximum):
     assert (counts >= minimum).all() and (counts <= maximum).all()
 
 
-@settings(max_examples=150, deadline=None)
-@given(cases(max_prompts=4, max_samples=5))
-def test_optimum_equals_brute_force(case):
-    counts = solve(*case)
-    assert_feasible(counts, *case[1:])
-    assert_as_good(counts, brute_force(*case), case[0])
+@every_term
+def test_gains_are_differences_of_the_term_and_do_not_rise_from_the_least_count_on(name):
+    term, phi, least = TERMS[name]
+    assert term.least == least
+    counts = range(least, 200)
+    gain = jax.jit(term(jnp.asarray([3.0])))  # compilers rearrange divisions
+    gains = np.asarray(gain(jnp.arange(least, 200)), np.float64)
+    exact = np.asarray([float(phi(n) - phi(n + 1)) for n in counts])
+    np.testing.assert_allclose(gains / gains[0], exact / exact[0], rtol=3e-7)
+    many = np.asarray(gain(jnp.arange(least, 2_000_000)))
+    assert (np.diff(many) <= 0).all() and many[-1] > 0
+    values = np.asarray(term.value(jnp.arange(least, 200).astype(jnp.float32)))
+    np.testing.assert_allclose(values, [float(phi(n)) for n in counts], rtol=1e-6)
+
+
+@every_term
+def test_below_the_least_count_the_term_is_not_convex_and_its_gain_is_the_largest_float(name):
+    term, phi, least = TERMS[name]
+    gains = np.asarray(term(jnp.asarray([3.0, 0.0]))(jnp.arange(least)[:, None]))
+    assert (gains == [np.finfo(np.float32).max, 0]).all()
+    if name == "group_mean":  # the gain of the third sample is below that of the fourth
+        assert phi(2) - phi(3) < phi(3) - phi(4)
+        assert phi(1) < phi(2)  # and one sample would look best of all
+    else:  # infinite
+        with pytest.raises(ZeroDivisionError):
+            phi(least - 1)
+        assert term.value(jnp.float32(least - 1)) > 1e37
+
+
+def test_one_sample_each_looks_best_to_the_group_mean_unless_the_least_count_holds():
+    feasible = [n for n in itertools.product(range(1, 13), repeat=3) if sum(n) == 12]
+    assert min(feasible, key=lambda counts: sum(Fraction(n - 1, n * n) for n in counts)) == (1, 1, 10)
+    assert solve([1.0, 1.0, 1.0], 12, 0, 12, "group_mean").tolist() == [4, 4, 4]
+
+
+@every_term
+def test_too_small_a_budget_completes_the_least_count_of_the_earliest_positions(name):
+    least = TERMS[name][2]
+    assert solve([1.0, 0.0, 5.0, 9.0], 2 * least, 0, 99, name).tolist() == [least, 0, least, 0]
 
 
 @settings(max_examples=150, deadline=None)
-@given(cases(max_prompts=WIDTH, max_samples=60))
-def test_optimum_equals_exact_greedy(case):
-    counts = solve(*case)
+@given(cases(max_prompts=4, max_samples=5), st.sampled_from(list(TERMS)))
+def test_optimum_equals_brute_force(case, name):
+    counts = solve(*case, name)
     assert_feasible(counts, *case[1:])
-    reference = greedy(*case)
-    assert_as_good(counts, reference, case[0])
+    assert_as_good(counts, brute_force(*case, name), case[0], name)
+
+
+@settings(max_examples=150, deadline=None)
+@given(cases(max_prompts=WIDTH, max_samples=60), st.sampled_from(list(TERMS)))
+def test_optimum_equals_exact_greedy(case, name):
+    counts = solve(*case, name)
+    assert_feasible(counts, *case[1:])
+    reference = greedy(*case, name)
+    assert_as_good(counts, reference, case[0], name)
     if min(case[0]) > 0:
         return
     zero = np.asarray(case[0]) == 0  # shared out the same way, up to who comes first among equals
     assert sorted(counts[zero]) == sorted(np.asarray(reference)[zero])
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_no_exchange_of_two_samples_lowers_the_objective_at_scale(seed):
-    # For separable convex terms this local condition is the global optimum.
+def gain_in_float64(name, a, n):
+    """The gain of one more sample; infinite below the least count, 0 where a is."""
+    least = TERMS[name][2]
+    n = n.astype(np.float64)
+    k = np.maximum(n, least)
+    gain = {
+        "inverse": lambda: 1 / (k * (k + 1)),
+        "inverse_less_one": lambda: 1 / (k * (k - 1)),
+        "group_mean": lambda: (k * k - k - 1) / (k * (k + 1)) ** 2,
+    }[name]()
+    return np.where((n < least) & (a > 0), np.inf, a.astype(np.float64) * gain)
+
+
+def random_programs(rng, count, size):
+    """Scales from alike to 60 decades apart, values that tie, zeros, caps below floors, budgets out of reach."""
+    decades = rng.choice([0.0, 0.5, 3.0, 30.0], (count, 1))
+    a = 10.0 ** (decades * rng.uniform(-1, 1, (count, size)))
+    a = np.where(rng.random((count, 1)) < 0.25, rng.choice([1.0, 2.0, 4.0, 6.0, 12.0], (count, size)), a)
+    a = np.where(rng.random((count, size)) < rng.choice([0, 0.3, 0.9], (count, 1)), 0, a).astype(np.float32)
+    minimum = rng.integers(0, 7, (count, size)).astype(np.int32)
+    maximum = np.maximum(minimum + rng.integers(-1, 12, (count, size)), 0).astype(np.int32)
+    lower = np.minimum(minimum, maximum)
+    budget = rng.integers(lower.sum(1) - 3, maximum.sum(1) + 4).astype(np.int32)
+    return a, budget, minimum, maximum
+
+
+@every_term
+def test_ten_thousand_programs_are_optimal_and_ties_go_to_the_earliest(name):
+    a, budget, minimum, maximum = random_programs(np.random.default_rng(0), 10_000, 6)
+    counts = np.asarray(jax.vmap(compiled[name])(a, budget, minimum, maximum))
+    lower = np.minimum(minimum, maximum)
+    assert (counts.sum(1) == np.clip(budget, lower.sum(1), maximum.sum(1))).all()  # infeasible: the nearer end
+    assert (counts >= lower).all() and (counts <= maximum).all()
+    # No exchange of two samples lowers the objective: for convex terms that is the global optimum.
+    can_give, can_take = counts > lower, counts < maximum
+    given_up = np.where(can_give, gain_in_float64(name, a, counts - 1), np.inf)
+    gained = np.where(can_take, gain_in_float64(name, a, counts), 0)
+    assert (gained.max(1) <= given_up.min(1) * (1 + 1e-6)).all()
+    # Equal coefficients: the earlier prompt has as many samples, if its bounds let it.
+    equal = (a[:, :, None] == a[:, None, :]) & np.triu(np.ones((6, 6), bool), 1)
+    wrong = equal & can_take[:, :, None] & can_give[:, None, :] & (counts[:, :, None] < counts[:, None, :])
+    wrong &= (a[:, :, None] == 0) | (counts[:, :, None] >= TERMS[name][2])  # else the earliest complete their least
+    assert not wrong.any()
+    # Zeros are level: none has two samples more than another that could take one.
+    zero = a == 0
+    highest = np.where(zero & can_give, counts, 0).max(1)
+    lowest = np.where(zero & can_take, counts, 10**6).min(1)
+    assert (highest - 1 <= lowest).all()
+    assert (zero & can_give).any() and (budget < lower.sum(1)).any() and (budget > maximum.sum(1)).any()
+
+
+@pytest.mark.parametrize("seed", range(4))
+@every_term
+def test_no_exchange_of_two_samples_lowers_the_objective_at_scale(name, seed):
     rng = np.random.default_rng(seed)
     a = np.exp(rng.normal(0, 1 + 2 * (seed % 3), 100_000)).astype(np.float32)
-    lower = rng.integers(1, 4, a.size).astype(np.int32)
+    lower = rng.integers(1, 4, a.size).astype(np.int32) + 2
     upper = lower + rng.integers(0, (20, 10_000)[seed % 2], a.size).astype(np.int32)
-    counts = np.asarray(compiled(a, 1_000_000, lower, upper))
+    counts = np.asarray(compiled[name](a, 1_000_000, lower, upper))
     assert_feasible(counts, 1_000_000, lower, upper)
-    wide, n = a.astype(np.float64), counts.astype(np.float64)
-    with np.errstate(divide="ignore"):
-        given_up, gained = (wide / ((n - 1) * n))[counts > lower], (wide / (n * (n + 1)))[counts < upper]
-    assert gained.max() <= given_up.min() * (1 + 1e-6)
+    given_up, gained = gain_in_float64(name, a, counts - 1), gain_in_float64(name, a, counts)
+    assert gained[counts < upper].max() <= given_up[counts > lower].min() * (1 + 1e-6)
+
+
+def test_a_million_prompts_in_one_call_are_optimal():
+    a = np.exp(np.random.default_rng(0).normal(0, 1.5, 1_000_000)).astype(np.float32)
+    counts = np.asarray(compiled["inverse"](a, 8_000_000, 1, 2**20))
+    assert_feasible(counts, 8_000_000, 1, 2**20)
+    given_up, gained = gain_in_float64("inverse", a, counts - 1), gain_in_float64("inverse", a, counts)
+    assert gained.max() <= given_up[counts > 1].min() * (1 + 1e-6)
+
+
+def test_a_million_prompts_with_a_million_samples_do_not_overflow():
+    a = np.exp(np.random.default_rng(0).normal(size=1_000_000)).astype(np.float32)
+    solve_million = compiled["inverse"]
+    assert_feasible(np.asarray(solve_million(a, 1_000_000, 0, 1_000_000)), 1_000_000, 0, 1)
+    assert_feasible(np.asarray(solve_million(a * 0, 1_000_000, 0, 2**31 - 1)), 1_000_000, 0, 1)
+    one = np.where(np.arange(a.size) == 7, 1e30, 1e-30).astype(np.float32)
+    assert np.asarray(solve_million(one, 2_000_000, 1, 1_000_000))[7] == 1_000_000
 
 
 def test_without_bounds_counts_round_the_real_valued_solution():
     weights = np.asarray([1.0, 2.0, 3.0, 4.0])
     assert solve(weights**2, 1_000_000, 0, 1_000_000).tolist() == [100_000, 200_000, 300_000, 400_000]
-
-
-def test_a_million_prompts_with_a_million_samples_do_not_overflow():
-    a = np.exp(np.random.default_rng(0).normal(size=1_000_000)).astype(np.float32)
-    assert_feasible(np.asarray(compiled(a, 1_000_000, 0, 1_000_000)), 1_000_000, 0, 1)
-    assert_feasible(np.asarray(compiled(a * 0, 1_000_000, 0, 2**31 - 1)), 1_000_000, 0, 1)
-    one = np.where(np.arange(a.size) == 7, 1e30, 1e-30).astype(np.float32)
-    assert np.asarray(compiled(one, 2_000_000, 1, 1_000_000))[7] == 1_000_000
+    counts = solve([1.0, 9.0], 2**29, 0, 2**31 - 1)
+    assert counts.sum() == 2**29 and counts[0] == pytest.approx(2**27, rel=1e-6)
 
 
 @settings(max_examples=50, deadline=None)
@@ -156,21 +307,21 @@ def test_permuted_prompts_have_permuted_counts_up_to_ties(case, random):
     assert (gains == gains[:1]).all()  # ... and only between equal gains
 
 
-@settings(max_examples=100, deadline=None)
-@given(cases(max_prompts=WIDTH, max_samples=60), st.data())
-def test_a_larger_coefficient_never_gets_fewer_samples(case, data):
+@settings(max_examples=60, deadline=None)
+@given(cases(max_prompts=WIDTH, max_samples=60), st.sampled_from(list(TERMS)), st.data())
+def test_a_larger_coefficient_never_gets_fewer_samples(case, name, data):
     a, budget, minimum, maximum = case
     i = data.draw(st.integers(0, len(a) - 1))
     larger = data.draw(coefficient.filter(lambda value: value >= a[i]))
-    assert solve([*a[:i], larger, *a[i + 1 :]], budget, minimum, maximum)[i] >= solve(*case)[i]
+    assert solve([*a[:i], larger, *a[i + 1 :]], budget, minimum, maximum, name)[i] >= solve(*case, name)[i]
 
 
 @settings(max_examples=50, deadline=None)
-@given(cases(max_prompts=WIDTH, max_samples=60), st.integers(-40, 40))
-def test_scale_of_the_coefficients_does_not_matter(case, exponent):
+@given(cases(max_prompts=WIDTH, max_samples=60), st.sampled_from(list(TERMS)), st.integers(-40, 40))
+def test_scale_of_the_coefficients_does_not_matter(case, name, exponent):
     a, *rest = case
     a = [value if value == 0 or 1e-20 < value < 1e20 else 1.0 for value in a]
-    assert solve(a, *rest).tolist() == solve([value * 2.0**exponent for value in a], *rest).tolist()
+    assert solve(a, *rest, name).tolist() == solve([value * 2.0**exponent for value in a], *rest, name).tolist()
 
 
 def test_scales_that_float32_products_would_lose_are_still_ordered():
@@ -178,10 +329,20 @@ def test_scales_that_float32_products_would_lose_are_still_ordered():
     assert solve(a, 31, [1, 1, 1, 1], [50, 50, 5, 50]).tolist() == [8, 17, 5, 1]
     assert solve([1e-37, 4e-37], 300, 0, 300).tolist() == [100, 200]
     assert solve([7.5e37, 3e38], 300, 0, 300).tolist() == [100, 200]
+    assert solve([1e-37, 4e-37], 303, 3, 300, "group_mean").tolist() == [101, 202]
 
 
 def test_equal_coefficients_give_the_remainder_to_the_first_positions():
     assert solve([3.0] * 5, 13, 0, 13).tolist() == [3, 3, 3, 2, 2]
+
+
+def test_equal_gains_of_unequal_coefficients_go_to_the_first_positions():
+    # 12/(3·4) = 6/(2·3) = 2/(1·2): one gain, three prompts.
+    for order in itertools.permutations([(12.0, 3), (6.0, 2), (2.0, 1)]):
+        a, floors = zip(*order, strict=True)
+        for extra in range(4):
+            expected = [floor + (i < extra) for i, floor in enumerate(floors)]
+            assert solve(a, 6 + extra, floors, 9).tolist() == expected
 
 
 def test_zero_coefficients_keep_their_floor_while_a_positive_one_can_take_more():
@@ -192,12 +353,9 @@ def test_budget_left_over_by_positive_coefficients_levels_the_zero_ones():
     assert solve([1.0, 0.0, 0.0, 0.0], 15, [0, 4, 0, 0], [4, 9, 9, 2]).tolist() == [4, 5, 4, 2]
 
 
-def test_all_zero_coefficients_share_evenly():
-    assert solve([0.0] * 3, 7, 0, 7).tolist() == [3, 2, 2]
-
-
-def test_too_small_a_budget_for_first_samples_serves_the_earliest_positions():
-    assert solve([1.0, 0.0, 5.0, 9.0], 2, 0, 2).tolist() == [1, 0, 1, 0]
+@every_term
+def test_all_zero_coefficients_share_evenly(name):
+    assert solve([0.0] * 3, 7, 0, 7, name).tolist() == [3, 2, 2]
 
 
 def test_not_a_number_and_negative_count_as_zero_and_infinity_takes_its_cap():
@@ -210,7 +368,72 @@ def test_infeasible_bounds_end_at_the_nearest_feasible_sum():
     assert solve([1.0, 2.0], 3, 2, 4).tolist() == [2, 2]
     assert solve([1.0, 2.0], 9, 2, 4).tolist() == [4, 4]
     assert solve([1.0, 2.0], 6, 3, [1, 9]).tolist() == [1, 5]  # the cap holds against the floor
-    assert compiled(jnp.zeros(0), 5, 1, 2).shape == (0,)
+    assert compiled["inverse"](jnp.zeros(0), 5, 1, 2).shape == (0,)
+    assert allocate(inverse(jnp.zeros(0)), 5.0, 1, 2, jnp.zeros(0), "costs").shape == (0,)
+
+
+def greedy_by_gains(gain, budget, minimum, maximum):
+    """One sample at a time to the largest of the gains in float64, the earliest of equal ones."""
+    counts = np.asarray(minimum).copy()
+    for _ in range(budget - counts.sum()):
+        counts[np.argmax(np.where(counts < maximum, gain(counts), -1))] += 1
+    return counts
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_gains_without_closed_form_are_solved_like_a_greedy_in_float64(seed):
+    rng = np.random.default_rng(seed)
+    p, rate = rng.uniform(0.01, 0.99, WIDTH).astype(np.float32), rng.lognormal(-2, 1, WIDTH).astype(np.float32)
+    minimum = rng.integers(2, 4, WIDTH)
+    maximum = minimum + rng.integers(0, 40, WIDTH)
+
+    def odds_of_both_outcomes(n, xp, parameter):
+        p = parameter
+        return (p**n * (1 - p) + (1 - p) ** n * p) * p * (1 - p) ** 2
+
+    def saturating(n, xp, parameter):
+        return xp.exp(-parameter * n) * -xp.expm1(-parameter)
+
+    for formula, parameter in ((odds_of_both_outcomes, p), (saturating, rate)):
+
+        def ours(parameter, *rest, formula=formula):
+            return allocate(functools.partial(formula, xp=jnp, parameter=parameter), *rest)
+
+        exact = functools.partial(formula, xp=np, parameter=parameter.astype(np.float64))
+        solver = jax.jit(ours)
+        for budget in rng.integers(minimum.sum(), maximum.sum() + 1, 5):
+            counts = np.asarray(solver(parameter, budget, minimum, maximum))
+            assert_feasible(counts, budget, minimum, maximum)
+            reference = greedy_by_gains(exact, budget, minimum, maximum)
+            value, best = (sum(np.where(n < x, exact(n), 0).sum() for n in range(50)) for x in (counts, reference))
+            assert value >= best * (1 - 1e-6)
+
+
+def test_constant_gains_are_linear_objectives_and_serve_the_dearest_first_then_the_earliest():
+    gain = jnp.asarray([1.0, 3.0, 1.0, jnp.nan, jnp.inf, 0.0, -1.0])
+    take = lambda budget: allocate(lambda n: gain + 0 * n, budget, 0, 4).tolist()  # noqa: E731
+    assert take(6) == [0, 2, 0, 0, 4, 0, 0]
+    assert take(11) == [3, 4, 0, 0, 4, 0, 0]
+    assert take(14) == [4, 4, 2, 0, 4, 0, 0]
+    assert take(20) == [4, 4, 4, 2, 4, 1, 1]
+
+
+def test_a_million_constant_gains_do_not_overflow_the_shares_of_the_tied():
+    counts = np.asarray(jax.jit(lambda b: allocate(lambda n: jnp.ones(1_000_000), b, 0, 2**30))(2**29))
+    assert counts[0] == 2**29 and counts.sum() == 2**29
+
+
+def test_a_gain_is_a_pytree_that_jitted_functions_take():
+    traces = []
+
+    @jax.jit
+    def solver(gain, budget):
+        traces.append(1)
+        return allocate(gain, budget, 1, budget)
+
+    assert solver(inverse(jnp.asarray([1.0, 4.0])), 300).tolist() == [100, 200]
+    assert solver(inverse(jnp.asarray([4.0, 1.0])), 300).tolist() == [200, 100]
+    assert len(traces) == 1
 
 
 def test_a_traced_budget_compiles_once():
@@ -219,12 +442,176 @@ def test_a_traced_budget_compiles_once():
     @jax.jit
     def traced(a, budget):
         traces.append(1)
-        return allocate(a, budget, 1, budget)
+        return allocate(inverse(a), budget, 1, budget)
 
     a = jnp.asarray([1.0, 4.0, 9.0])
     assert [int(traced(a, budget).sum()) for budget in (3, 30, 3000)] == [3, 30, 3000]
     assert len(traces) == 1
-    assert traced(a, 30).tolist() == allocate(a, 30, 1, 30).tolist()  # a static budget is the same program
+    assert traced(a, 30).tolist() == allocate(inverse(a), 30, 1, 30).tolist()  # a static budget is the same program
+
+
+def test_sharded_prompts_get_the_counts_of_unsharded_ones(test_mesh):
+    rng = np.random.default_rng(0)
+    a, costs = (np.exp(rng.normal(0, 1, 1000)).astype(np.float32) for _ in range(2))
+    a[::3], costs[::2] = 1.0, 1.0  # ties
+    sharding = NamedSharding(test_mesh(data=4), PartitionSpec("data"))
+    split = [jax.device_put(x, sharding) for x in (a, np.full(1000, 1), np.full(1000, 50), costs)]
+    solver = compiled["inverse"]
+    expected = np.asarray(solver(a, 4321, np.full(1000, 1), np.full(1000, 50)))
+    assert_feasible(expected, 4321, 1, 50)
+    assert len(split[0].sharding.device_set) == 4
+    np.testing.assert_array_equal(solver(split[0], 4321, *split[1:3]), expected)
+    for budget_in in ("samples", "costs"):
+        solver = compiled_costs["inverse", budget_in]
+        expected = np.asarray(solver(a, 4321, np.full(1000, 1), np.full(1000, 50), costs))
+        np.testing.assert_array_equal(solver(split[0], 4321, *split[1:]), expected)
+
+
+@every_term
+def test_budgets_of_costs_are_kept_and_all_but_one_sample_of_the_linear_optimum_is_bought(name):
+    rng = np.random.default_rng(1)
+    count, size, most, least = 3_000, 6, 12, TERMS[name][2]
+    a, _, minimum, maximum = random_programs(rng, count, size)
+    lower = minimum + least
+    upper = lower + np.maximum(maximum - minimum, 0)
+    costs = 10.0 ** (rng.choice([0, 0.5, 3, 10], (count, 1)) * rng.uniform(-1, 1, (count, size)))
+    costs = np.where(rng.random((count, 1)) < 0.3, rng.choice([1, 2, 4], (count, size)), costs).astype(np.float32)
+    wide = costs.astype(np.float64)
+    floor, ceiling = (wide * lower).sum(1), (wide * upper).sum(1)
+    budget = (floor + rng.uniform(-0.1, 1.1, count) ** 2 * (ceiling - floor)).astype(np.float32)
+    budget[::7] = floor[::7] * 0.9
+    counts = np.asarray(jax.vmap(compiled_costs[name, "costs"])(a, budget, lower, upper, costs))
+
+    assert (counts >= lower).all() and (counts <= upper).all()
+    assert ((wide * counts).sum(1) <= np.maximum(budget, floor) * (1 + 1e-6)).all()
+    assert (counts[budget < floor * (1 - 1e-6)] == lower[budget < floor * (1 - 1e-6)]).all()
+    assert (counts[a == 0] == lower[a == 0]).all()
+
+    # Fractions of samples: buy by gain per cost until the money is spent. A float32 sum knows the budget to 1e-6.
+    n = lower[:, :, None] + np.arange(most)
+    gains = np.where(n < upper[:, :, None], gain_in_float64(name, a[:, :, None], n), 0)
+    taken = np.where(n < counts[:, :, None], gains, 0).sum((1, 2))
+    prices = np.broadcast_to(wide[:, :, None], gains.shape).reshape(count, -1)
+    gains = gains.reshape(count, -1)
+    density = gains / prices
+    order = np.argsort(-density, axis=1, kind="stable")
+    gains, density, prices = (np.take_along_axis(x, order, 1) for x in (gains, density, prices))
+
+    def linear(budget):
+        """The objective of fractions, and the largest gain of a sample at the price, where fractions begin."""
+        spare = np.maximum(budget - floor, 0)[:, None]
+        share = np.clip(spare - (np.cumsum(prices, 1) - prices), 0, prices) / prices
+        price = np.where(share < 1, density, 0).max(1, keepdims=True)
+        at_price = np.abs(density - price) <= 1e-6 * price
+        return (gains * share).sum(1), np.where(at_price, gains, 0).max(1), (share < 1).any(1)
+
+    least_value, one_sample, binds = linear(budget.astype(np.float64) * (1 - 1e-6))
+    assert (taken >= least_value - one_sample - 1e-6 * least_value).all()
+    assert (taken <= linear(budget.astype(np.float64) * (1 + 1e-6))[0] * (1 + 1e-9)).all()
+    assert binds.sum() > count / 2
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(coefficient, st.sampled_from([1.0, 2.0, 3.0, 50.0])), min_size=2, max_size=4),
+    st.integers(0, 12),
+    st.sampled_from(list(TERMS)),
+)
+def test_a_budget_of_samples_stops_on_the_path_of_best_objectives_for_their_cost(prompts, extra, name):
+    a, costs = zip(*prompts, strict=True)
+    least = TERMS[name][2]
+    lower, upper = [least] * len(a), [least + 4] * len(a)
+    budget = min(sum(lower) + extra, sum(upper))
+    counts = solve_costs(a, budget, lower, upper, costs, "samples", name)
+    assert_feasible(counts, budget, lower, upper)
+    if any(n > least for n, x in zip(counts, a, strict=True) if x == 0):
+        return  # leftovers without gain do cost
+    spent = np.dot(counts, costs)
+    others = itertools.product(*(range(low, high + 1) for low, high in zip(lower, upper, strict=True)))
+    best = min(objective(a, n, name)[1] for n in others if np.dot(n, costs) <= spent)
+    assert objective(a, counts, name)[1] <= best * (1 + Fraction(1, 10**6))
+
+
+def test_equal_costs_of_any_size_change_nothing():
+    a, budget, minimum, maximum = random_programs(np.random.default_rng(2), 300, 6)
+    expected = jax.vmap(compiled["inverse"])(a, budget, minimum, maximum)
+    for cost in (1e-30, 1.0, 1e30):
+        costs = np.full(a.shape, cost, np.float32)
+        counts = jax.vmap(compiled_costs["inverse", "samples"])(a, budget, minimum, maximum, costs)
+        np.testing.assert_array_equal(counts, expected)
+
+
+def test_counts_follow_the_root_of_coefficient_over_cost():
+    a, costs = np.asarray([1.0, 4.0, 9.0]), np.asarray([1.0, 100.0, 9.0])
+    weights = np.sqrt(a / costs)
+    counts = solve_costs(a, 1e7, 0, 10**7, costs, "costs")
+    np.testing.assert_allclose(counts, 1e7 * weights / (weights @ costs), rtol=1e-4)
+    assert counts @ costs == pytest.approx(1e7, rel=1e-4)
+    counts = solve_costs(a, 10**6, 0, 10**7, costs, "samples")
+    np.testing.assert_allclose(counts, 1e6 * weights / weights.sum(), rtol=1e-4)
+
+
+def test_first_samples_come_before_second_ones_whatever_they_cost():
+    assert solve_costs([1.0, 1.0], 2, 0, 9, [1.0, 1e9], "samples").tolist() == [1, 1]
+    assert solve_costs([1.0, 1.0], 1.0001e9, 0, 9, [1.0, 1e9], "costs").tolist() == [9, 1]
+
+
+def serve_in_turn(tied, costs, spare):
+    served = []
+    for number, cost in zip(tied, costs, strict=True):
+        served.append(min(number, int(spare // cost)))
+        spare -= served[-1] * cost
+    return served
+
+
+def test_samples_at_one_price_are_bought_in_turn_as_they_fit():
+    rng = np.random.default_rng(3)
+    for _ in range(200):
+        size = rng.integers(1, WIDTH + 1)
+        costs = rng.integers(1, 200, size).astype(np.float32)
+        tied = rng.integers(0, 6, size)
+        budget = float(rng.integers(0, int(costs @ tied) + 2))
+        # Gains in proportion to the costs, whatever the count: every sample has the same price.
+        counts = tied_program(*padded(size, (costs, np.float32), (tied, np.int32)), np.float32(budget))
+        assert counts[:size].tolist() == serve_in_turn(tied, costs, budget)
+
+
+@jax.jit
+def tied_program(costs, maximum, budget):
+    return allocate(lambda n: 2.0**-10 * costs + 0 * n, budget, 0, maximum, costs, "costs")
+
+
+def test_a_budget_of_costs_buys_no_sample_that_gains_nothing():
+    assert solve_costs([0.0, 1.0, np.nan], 1000.0, 1, [9, 5, 9], [1.0, 1.0, 1.0], "costs").tolist() == [1, 5, 1]
+    assert solve_costs([0.0] * 3, 1000.0, [0, 1, 2], 9, [1.0] * 3, "costs").tolist() == [0, 1, 2]
+
+
+def test_prompts_whose_cost_is_no_positive_number_gain_nothing():
+    costs = [1.0, 0.0, -1.0, np.nan, np.inf, 2.0]
+    assert solve_costs([1.0] * 6, 1000.0, 1, 4, costs, "costs").tolist() == [4, 1, 1, 1, 1, 4]
+    assert solve_costs([1.0] * 6, 13, 1, 4, costs, "samples").tolist() == [4, 2, 1, 1, 1, 4]
+
+
+def test_costs_of_prompts_that_are_masked_out_do_not_matter():
+    arguments = (30.0, [0, 1, 1], [0, 30, 30], [1e-37, 1.0, 4.0], "costs")
+    assert solve_costs([1.0, 1.0, 4.0], *arguments).tolist() == [0, 6, 6]
+
+
+def test_a_million_prompts_keep_a_budget_of_costs():
+    rng = np.random.default_rng(0)
+    a, costs = (np.exp(rng.normal(0, 1.5, 1_000_000)).astype(np.float32) for _ in range(2))
+    budget = np.float32(2e7)
+    counts = np.asarray(compiled_costs["inverse", "costs"](a, budget, 1, 2**20, costs))
+    wide = costs.astype(np.float64)
+    assert budget * (1 - 1e-5) <= wide @ counts <= budget * (1 + 1e-6)
+    given_up = (gain_in_float64("inverse", a, counts - 1) / wide)[counts > 1].min()
+    assert (gain_in_float64("inverse", a, counts) / wide).max() <= given_up * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("budget_in, costs", [("costs", None), ("tokens", jnp.ones(2))])
+def test_a_budget_in_units_that_are_not_there_is_refused(budget_in, costs):
+    with pytest.raises(ValueError, match=f"budget_in = '{budget_in}' with costs .*given"):
+        allocate(inverse(jnp.ones(2)), 5, 1, 9, costs, budget_in)
 
 
 def test_bounds_that_cannot_hold_are_refused_with_the_numbers_and_the_fix():
@@ -239,14 +626,46 @@ def test_bounds_that_cannot_hold_are_refused_with_the_numbers_and_the_fix():
     check_bounds(10**6, 2**40, 0, 2**30)  # no int32 on the host
 
 
+def test_floors_below_the_least_count_of_a_term_are_refused():
+    check_bounds(4, 12, 3, 8, least=3)
+    check_bounds(2, 3, [3, 0], [8, 0], least=3)  # masked out
+    with pytest.raises(ValueError, match=r"prompt 1 has minimum = 2.*config.allocation.min_samples to at least 3"):
+        check_bounds(2, 12, [3, 2], 8, least=3)
+
+
+def test_coefficients_and_costs_that_are_wrong_are_refused_with_the_prompt_and_the_value():
+    ids = np.asarray([70, 71, 72])
+    check_coefficients([0.0, 1.0, np.inf], ids, [1.0, 2.0, 1e-30])
+    check_coefficients(jnp.ones(3), jnp.asarray(ids))
+    with pytest.raises(ValueError, match=r"prompt 71 has coefficient = nan"):
+        check_coefficients([0.0, np.nan, 1.0], ids)
+    with pytest.raises(ValueError, match=r"prompt 70 has coefficient = -1.5.*2 of 3"):
+        check_coefficients([-1.5, 2.0, -3.0], ids)
+    for cost in (0.0, -1.0, np.nan, np.inf):
+        with pytest.raises(ValueError, match=f"prompt 72 has cost = {cost}"):
+            check_coefficients([1.0, 1.0, 1.0], ids, [1.0, 1.0, cost])
+
+
 def test_variance_ratio_of_the_optimum_is_one_plus_the_squared_coefficient_of_variation():
     weights = np.random.default_rng(1).lognormal(0, 0.7, 64)
     a, valid = jnp.asarray(weights**2, jnp.float32), jnp.ones(64, bool)
     expected = 1 + (weights.std() / weights.mean()) ** 2
-    counts = allocate(a, 1_000_000, 0, 1_000_000)
+    counts = allocate(inverse(a), 1_000_000, 0, 1_000_000)
     assert float(ideal_variance_ratio(a, valid)) == pytest.approx(expected, rel=1e-5)
     assert float(variance_ratio(a, counts, valid)) == pytest.approx(expected, rel=1e-5)
     assert float(variance_ratio(a, jnp.full(64, 7), valid)) == pytest.approx(1, rel=1e-6)
+
+
+@every_term
+def test_variance_ratio_of_a_term_divides_its_exact_objectives(name):
+    term, phi, least = TERMS[name]
+    a, counts = [1.0, 4.0, 2.0], [least, least + 5, least + 1]
+    equal = sum(a) * phi(sum(counts) // 3)
+    chosen = sum(x * phi(n) for x, n in zip(a, counts, strict=True))
+    ratio = variance_ratio(jnp.asarray(a), jnp.asarray(counts), jnp.ones(3, bool), term)
+    assert float(ratio) == pytest.approx(float(equal / chosen), rel=1e-6)
+    none = variance_ratio(jnp.asarray(a), jnp.asarray([0, least, 9]), jnp.ones(3, bool), term)
+    assert float(none) < 1e-30
 
 
 def test_variance_ratio_counts_valid_prompts_only_and_stays_finite():

@@ -7,7 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_jax.allocation import PromptStatistics, accept_rate, gradient_norm, init, response_length, update
+from gvm_jax.allocation.statistics import (
+    PromptStatistics,
+    Sums,
+    accept_rate,
+    age,
+    beliefs,
+    gradient_norm,
+    init,
+    response_length,
+    update,
+)
 
 PROMPTS, BATCH = 6, 4
 ALL = jnp.arange(PROMPTS)
@@ -22,14 +32,17 @@ def same_bits(left, right):
     return all((a.view(np.int32) == b.view(np.int32)).all() for a, b in zip(leaves(left), leaves(right), strict=True))
 
 
-def observe(statistics, ids, successes, trials, norms=None, decay=0.5, tokens=None):
-    """`update` with `norms` as one list of measured norms per prompt."""
-    norms = norms or [[]] * len(ids)
-    squared = jnp.asarray([sum(g**2 for g in n) for n in norms], jnp.float32)
-    count = jnp.asarray([len(n) for n in norms], jnp.float32)
-    as_floats = (jnp.asarray(values, jnp.float32) for values in (successes, trials))
-    tokens = jnp.asarray(trials if tokens is None else tokens, jnp.float32)
-    return update(statistics, jnp.asarray(ids, jnp.int32), *as_floats, squared, count, tokens, decay)
+def observe(statistics, ids, successes, trials, norms=None, decay=0.5, tokens=None, step=0, rejected=None):
+    """`update` with `norms` (and `rejected` ones) as one list of measured norms per prompt."""
+
+    def sums(lists, power):
+        return [sum(g**power for g in norms) for norms in lists]
+
+    norms, rejected = norms or [[]] * len(ids), rejected or [[]] * len(ids)
+    values = [successes, trials, trials if tokens is None else tokens, sums(norms, 1), sums(norms, 2), sums(norms, 0)]
+    values += [sums(rejected, 2), sums(rejected, 0)]
+    visit = Sums(*(jnp.asarray(value, jnp.float32) for value in values))
+    return update(statistics, jnp.asarray(ids, jnp.int32), visit, decay, step)
 
 
 @st.composite
@@ -86,10 +99,11 @@ def test_estimates_equal_an_independent_model_over_a_random_history(history, dec
         statistics = observe(statistics, *visit, decay=decay)
         reference.observe(*visit)
     expected = np.asarray([reference.sums(i) for i in range(PROMPTS)])
-    sums = (statistics.successes, statistics.trials, statistics.squared_norm_sum, statistics.norm_count)
+    seen = statistics.sums
+    sums = (seen.successes, seen.trials, seen.squared_norm_sum, seen.norm_count)
     np.testing.assert_allclose(np.stack(sums, axis=1), expected, rtol=1e-5)
-    assert statistics.visits.tolist() == [len(h) for h in reference.history]
-    assert (statistics.successes <= statistics.trials).all()
+    assert (statistics.last_step >= 0).tolist() == [len(h) > 0 for h in reference.history]
+    assert (seen.successes <= seen.trials).all()
     rates = accept_rate(statistics, ALL, strength)
     np.testing.assert_allclose(rates, reference.accept_rates(strength), rtol=1e-5)
     assert (rates > 0).all() and (rates < 1).all()
@@ -110,13 +124,13 @@ def test_a_visit_leaves_other_prompts_alone_and_its_order_does_not_matter():
     untouched = np.asarray([0, 2, 3, 5])
     for old, new in zip(leaves(before), leaves(forward), strict=True):
         assert (old[untouched] == new[untouched]).all()
-    assert forward.trials.tolist() == [3.0, 7.5, 4.0, 0.0, 5.0, 0.0]
+    assert forward.sums.trials.tolist() == [3.0, 7.5, 4.0, 0.0, 5.0, 0.0]
 
 
 def test_a_visit_without_measured_norms_ages_the_earlier_ones():
     statistics = observe(init(PROMPTS), [0], [2], [4], [[3.0, 5.0]])
     aged = observe(statistics, [0], [0], [4])
-    assert aged.norm_count[0] == 1.0 and aged.squared_norm_sum[0] == 17.0
+    assert aged.sums.norm_count[0] == 1.0 and aged.sums.squared_norm_sum[0] == 17.0 and aged.sums.norm_sum[0] == 4.0
 
 
 def test_without_data_every_rate_is_a_half_and_every_norm_one():
@@ -175,18 +189,19 @@ def test_shrinking_lowers_the_error_in_a_population_it_was_made_for():
 def test_no_input_makes_an_estimate_that_is_not_finite(bad):
     statistics = observe(init(PROMPTS), [0, 1], [1, 2], [3, 3], [[1.0], [2.0]])
     value, one = jnp.full(2, bad, jnp.float32), jnp.ones(2)
-    for position in range(5):
-        values = [value if i == position else one for i in range(5)]
+    for name in Sums.__dataclass_fields__:
+        visit = Sums(**{other: one for other in Sums.__dataclass_fields__}).replace(**{name: value})
         new = statistics
         for _ in range(3):
-            new = update_jit(new, jnp.asarray([0, 3]), *values, 1.0)
+            new = update_jit(new, jnp.asarray([0, 3]), visit, 1.0, 0)
         assert all(np.isfinite(leaf).all() for leaf in leaves(new))
-        assert np.isfinite(response_length(new, ALL)).all() and (response_length(new, ALL) >= 0).all()
-        assert (new.successes <= new.trials).all() and (new.successes >= 0).all()
+        assert (new.sums.successes <= new.sums.trials).all() and (new.sums.successes >= 0).all()
         for strength in (0.0, 2.0):
-            rates, norms = accept_rate(new, ALL, strength), gradient_norm(new, ALL, strength)
-            assert ((rates >= 0) & (rates <= 1)).all()
-            assert (jnp.isfinite(norms) & (norms > 0)).all()
+            believed = beliefs(new, ALL, strength, strength)
+            assert all(np.isfinite(leaf).all() for leaf in leaves(believed))
+            assert ((believed.accept_rate >= 0) & (believed.accept_rate <= 1)).all()
+            assert (believed.gradient_norm > 0).all() and (believed.rejected_norm > 0).all()
+            assert (believed.response_tokens >= 1).all() and (believed.failures >= 0).all()
 
 
 def test_norms_whose_square_overflows_are_dropped_and_large_ones_kept():
@@ -198,15 +213,48 @@ def test_update_compiles_once_and_may_donate_its_statistics():
     traces = []
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(statistics, ids):
+    def step(statistics, ids, step):
         traces.append(1)
-        return update(statistics, ids, *[jnp.ones(2)] * 5, 0.9)
+        return update(statistics, ids, Sums(*[jnp.ones(2)] * 8), 0.9, step)
 
     statistics = init(PROMPTS)
-    for ids in ([0, 1], [2, -1], [5, 0]):
-        statistics = step(statistics, jnp.asarray(ids))
+    for i, ids in enumerate(([0, 1], [2, -1], [5, 0])):
+        statistics = step(statistics, jnp.asarray(ids), i)
     assert isinstance(statistics, PromptStatistics) and len(traces) == 1
-    assert statistics.visits.tolist() == [2, 1, 1, 0, 0, 1]
+    assert statistics.last_step.tolist() == [2, 0, 1, -1, -1, 2]
+    ages = age(statistics, jnp.asarray([0, 1, 3, -1, PROMPTS]), 4)
+    np.testing.assert_array_equal(ages, [2, 4, np.nan, np.nan, np.nan])
+
+
+def test_beliefs_hold_the_beta_posterior_and_both_kinds_of_norms():
+    statistics = observe(init(PROMPTS), [0, 2], [1, 3], [4, 3], [[2.0], [3.0]], rejected=[[5.0, 7.0], []])
+    believed = beliefs(statistics, jnp.asarray([0, 2, 5]), 2.0, 0.0)
+    np.testing.assert_allclose(believed.accept_rate, accept_rate(statistics, jnp.asarray([0, 2, 5]), 2.0))
+    np.testing.assert_allclose(believed.successes + believed.failures, [6, 5, 2], rtol=1e-6)
+    np.testing.assert_allclose(believed.successes / (believed.successes + believed.failures), believed.accept_rate)
+    np.testing.assert_allclose(believed.gradient_norm, [2, 3, 6**0.5], rtol=1e-5)
+    np.testing.assert_allclose(believed.rejected_norm, [37**0.5] * 3, rtol=1e-5)  # of one prompt, so of all
+    assert believed.sums.successes.tolist() == [1, 3, 0] and believed.sums.norm_sum.tolist() == [2, 3, 0]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data(), st.sampled_from([0.5, 0.9]), st.sampled_from([1.0, 4.0]))
+def test_no_order_of_visits_can_carry_an_estimate_away(data, decay, strength):
+    """However outcomes are ordered, a decayed rate stays within what the decay lets the last ones outweigh.
+
+    After visits of n samples each, the last v of them with rate q, the others' weight is at most decay^v/(1-decay)
+    visits: |p̂ - q| <= (that + prior) / (that + prior + samples of the last v).
+    """
+    early = data.draw(st.lists(st.integers(0, 4), max_size=12))
+    late = data.draw(st.integers(1, 6))
+    q = data.draw(st.integers(0, 4))
+    statistics = init(1)
+    for k in [*early, *[q] * late]:
+        statistics = observe(statistics, [0], [k], [4], decay=decay)
+    recent = 4 * (1 - decay**late) / (1 - decay)
+    other = 4 * decay**late * (1 - decay ** len(early)) / (1 - decay) + strength
+    error = abs(float(accept_rate(statistics, jnp.asarray([0]), strength)[0]) - q / 4)
+    assert error <= other / (other + recent) + 1e-5
 
 
 def test_response_length_is_the_decayed_mean_and_the_others_where_nothing_is_known():

@@ -1,67 +1,298 @@
-import dataclasses
+"""Every strategy against its formula, written out in NumPy."""
 
+import dataclasses
+import itertools
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from gvm_jax.allocation import STRATEGIES, Gvm, Uniform, allocate, make_strategy
+from configs.default import get_config
+from gvm_jax.allocation import STRATEGIES, Beliefs, Constraints, Progress, Strategy, Sums, make_strategy
+from gvm_jax.allocation.strategies import (
+    Cero,
+    Cures,
+    Dapo,
+    Gvm,
+    GvmPaper,
+    GvmRates,
+    Knapsack,
+    Pods,
+    ReinforceAdaEst,
+    ReinforceAdaSeq,
+    SpeedRl,
+    Uniform,
+    Vip,
+)
+from gvm_jax.config import ConfigError
+
+M = 12
 
 
-def test_gvm_counts_are_proportional_to_the_weight_of_proposition_1():
-    rng = np.random.default_rng(0)
-    p, G = rng.uniform(0.05, 1, 32), rng.lognormal(size=32)
-    alpha, beta = 0.3, 1.7
-    weight = G / np.sqrt(p + alpha / p ** (beta - 1))
-    coefficients = Gvm(alpha, beta).coefficients(jnp.asarray(p), jnp.asarray(G))
-    np.testing.assert_allclose(np.sqrt(coefficients), weight, rtol=1e-5)
-    counts = allocate(coefficients, 1_000_000, 0, 1_000_000)
-    np.testing.assert_allclose(counts, 1_000_000 * weight / weight.sum(), rtol=1e-3)
+def make_beliefs(p, norm=1.0, rejected=1.0, trials=8.0, successes=None, norm_sum=None, norm_count=None) -> Beliefs:
+    p, norm, rejected, trials = (np.broadcast_to(np.float32(x), np.shape(p)) for x in (p, norm, rejected, trials))
+    successes = p * trials if successes is None else successes
+    seen = Sums.zeros(len(p)).replace(
+        trials=jnp.asarray(trials), successes=jnp.asarray(successes, jnp.float32),
+        norm_sum=jnp.asarray(norm * successes if norm_sum is None else norm_sum, jnp.float32),
+        norm_count=jnp.asarray(successes if norm_count is None else norm_count, jnp.float32),
+    )  # fmt: skip
+    return Beliefs(
+        accept_rate=jnp.asarray(p), successes=jnp.asarray(p * trials), failures=jnp.asarray((1 - p) * trials),
+        gradient_norm=jnp.asarray(norm), rejected_norm=jnp.asarray(rejected), response_tokens=jnp.ones(len(p)),
+        sums=seen,
+    )  # fmt: skip
 
 
-def test_gvm_follows_equation_7():
-    p, G, alpha, beta = 0.125, 3.0, 1e-3, 2.0
-    expected = 1 / (1 + alpha / p**beta) * G**2 / p
-    (coefficient,) = Gvm(alpha, beta).coefficients(jnp.asarray([p]), jnp.asarray([G]))
-    assert float(coefficient) == pytest.approx(expected, rel=1e-6)
+def make_constraints(m, budget, minimum=1, maximum=None) -> Constraints:
+    full = jnp.full(m, budget if maximum is None else maximum, jnp.int32)
+    return Constraints(jnp.int32(budget), jnp.full(m, minimum, jnp.int32), full)
+
+
+def best(value, m, budget, minimum, maximum):
+    """The greedy optimum of Σ value(i, n), each term concave from the minimum on."""
+    n = np.full(m, minimum)
+    for _ in range(budget - n.sum()):
+        gains = [value(i, n[i] + 1) - value(i, n[i]) if n[i] < maximum else -np.inf for i in range(m)]
+        n[int(np.argmax(gains))] += 1
+    return n
+
+
+def random_beliefs(seed):
+    rng = np.random.default_rng(seed)
+    return make_beliefs(rng.uniform(0.02, 0.98, M), rng.lognormal(size=M), rng.lognormal(size=M), rng.uniform(2, 40, M))
+
+
+def weight(p, norm, alpha=1e-3, beta=2.0):
+    return norm / np.sqrt(p + alpha / p ** (beta - 1))
+
+
+# What each strategy maximises, up to a constant; by its paper, in float64.
+VALUES = {
+    Uniform(): lambda b, i, n: -1 / n,
+    Gvm(): lambda b, i, n: -(weight(b.accept_rate[i], b.gradient_norm[i]) ** 2) / n,
+    Gvm(0.3, 1.7): lambda b, i, n: -(weight(b.accept_rate[i], b.gradient_norm[i], 0.3, 1.7) ** 2) / n,
+    GvmRates(): lambda b, i, n: -(weight(b.accept_rate[i], 1.0) ** 2) / n,
+    Cures(): lambda b, i, n: -b.accept_rate[i] * (1 - b.accept_rate[i])
+    * ((1 - b.accept_rate[i]) * b.gradient_norm[i] ** 2 + b.accept_rate[i] * b.rejected_norm[i] ** 2) / n,
+    ReinforceAdaEst(): lambda b, i, n: -1 / b.accept_rate[i] / n,
+    Vip(): lambda b, i, n: -4 * b.accept_rate[i] * (1 - b.accept_rate[i]) / (n - 1),
+    Vip("mean"): lambda b, i, n: -4 * b.accept_rate[i] * (1 - b.accept_rate[i]) * (n - 1) / n**2,
+    Knapsack(): lambda b, i, n: (1 - b.accept_rate[i] ** n - (1 - b.accept_rate[i]) ** n)
+    * b.accept_rate[i] * (1 - b.accept_rate[i]) ** 2,
+    Cero(2.0, 6): lambda b, i, n: -np.exp(
+        -4 * 2.0 * n / 6 * b.successes[i] * b.failures[i]
+        / ((b.successes[i] + b.failures[i]) * (b.successes[i] + b.failures[i] + 1))
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", VALUES, ids=str)
+@pytest.mark.parametrize("seed", range(3))
+def test_counts_maximise_what_the_paper_maximises(strategy, seed):
+    beliefs = random_beliefs(seed)
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), beliefs)
+    counts = jax.jit(strategy.counts)(beliefs, make_constraints(M, 9 * M, minimum=3, maximum=25))
+    assert counts.sum() == 9 * M and counts.min() >= 3 and counts.max() <= 25
+    found = sum(VALUES[strategy](exact, i, n) for i, n in enumerate(np.asarray(counts)))
+    greedy = best(lambda i, n: VALUES[strategy](exact, i, n), M, 9 * M, 3, 25)
+    assert found == pytest.approx(sum(VALUES[strategy](exact, i, n) for i, n in enumerate(greedy)), rel=1e-6)
+
+
+def test_gvm_follows_equation_7_and_proposition_1():
+    p, norm, alpha, beta = 0.125, 3.0, 1e-3, 2.0
+    (coefficient,) = Gvm(alpha, beta).coefficients(jnp.asarray([p]), jnp.asarray([norm]))
+    assert float(coefficient) == pytest.approx(1 / (1 + alpha / p**beta) * norm**2 / p, rel=1e-6)
+    assert float(coefficient) == pytest.approx(weight(p, norm) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("beta", [0.5, 1.0, 2.0, 3.0])
 @pytest.mark.parametrize("alpha", [0.0, 1e-3])
 def test_gvm_is_never_negative_or_not_a_number(alpha, beta):
-    p, G = jnp.asarray([0.0, 0.0, 1e-30, 1.0, 1.0]), jnp.asarray([0.0, 1.0, 1e18, 1e-30, 1e18])
-    coefficients = Gvm(alpha, beta).coefficients(p, G)
+    p, norm = jnp.asarray([0.0, 0.0, 1e-30, 1.0, 1.0]), jnp.asarray([0.0, 1.0, 1e18, 1e-30, 1e18])
+    coefficients = Gvm(alpha, beta).coefficients(p, norm)
     assert (coefficients >= 0).all()  # false for NaN
     if alpha and beta > 1:
         assert coefficients[1] < 1e-30  # the limit of p = 0
 
 
-def test_coefficient_is_the_variance_of_the_estimator_of_lemma_1():
+def test_gvm_coefficient_is_the_variance_of_the_estimator_of_lemma_1():
     # Accepted gradients of mean 0 and norm G, averaged over n p: here the lemma's bound is the variance.
     rng = np.random.default_rng(0)
-    p, G, n = np.asarray([0.2, 0.5, 0.9]), np.asarray([1.0, 3.0, 0.5]), np.asarray([7, 11, 3])
+    p, norm, n = np.asarray([0.2, 0.5, 0.9]), np.asarray([1.0, 3.0, 0.5]), np.asarray([7, 11, 3])
     accepted = rng.binomial(n, p, size=(200_000, 3))
     signs = 2 * rng.binomial(accepted, 0.5) - accepted  # the sum of as many random signs
-    variance = np.var(G * signs / (n * p), axis=0)
-    coefficients = Gvm(alpha=0.0).coefficients(jnp.asarray(p), jnp.asarray(G))
-    np.testing.assert_allclose(variance, coefficients / n, rtol=0.03)
+    variance = np.var(norm * signs / (n * p), axis=0)
+    np.testing.assert_allclose(variance, Gvm(0.0).coefficients(jnp.asarray(p), jnp.asarray(norm)) / n, rtol=0.03)
 
 
-def test_uniform_ignores_the_estimates():
-    assert Uniform().coefficients(jnp.asarray([0.1, 0.9]), jnp.asarray([5.0, 0.0])).tolist() == [1, 1]
+def test_cures_is_the_variance_of_the_policy_gradient_without_the_squared_mean():
+    # A policy over 6 answers, 2 of them right: σ² from its own scores, and the identity the docstring uses.
+    rng = np.random.default_rng(0)
+    probabilities = rng.dirichlet(np.ones(6))
+    scores = np.eye(6) - probabilities  # ∇ log softmax
+    right = np.arange(6) < 2
+    p = probabilities[right].sum()
+    terms = (right - p)[:, None] * scores
+    mean = probabilities @ terms
+    variance = probabilities @ (terms**2).sum(1) - mean @ mean
+    first, second = (
+        probabilities[mask] @ (scores[mask] ** 2).sum(1) / probabilities[mask].sum() for mask in (right, ~right)
+    )
+    bound = p * (1 - p) ** 2 * first + p**2 * (1 - p) * second
+    assert variance == pytest.approx(bound - mean @ mean)
+    assert mean @ mean == pytest.approx(np.square(probabilities[right] @ scores[right]).sum())  # ‖∇p‖²
+
+
+def paper_counts(norms, rates, budget, alpha, beta, threshold, insufficient):
+    """The reference's arithmetic, step by step in float64."""
+    weights = [
+        0.0 if g == 0 or p == 0 else g / np.sqrt(p + alpha / np.power(p, beta - 1.0))
+        for g, p in zip(norms, rates, strict=True)
+    ]
+    shares = [w / sum(weights) for w in weights]
+    if threshold > 0:
+        shares = [s if p <= threshold else 0.0 for s, p in zip(shares, rates, strict=True)]
+    if insufficient > 0:
+        shares = [s if p * s * budget >= insufficient else 0.0 for s, p in zip(shares, rates, strict=True)]
+    total = sum(shares)
+    scaled = np.array([s / total for s in shares]) * budget
+    counts = np.round(scaled).astype(int)
+    error = budget - counts.sum()
+    residuals = scaled - counts
+    for i in np.argsort(-residuals if error > 0 else residuals, kind="stable")[: abs(error)]:
+        counts[i] += np.sign(error)
+    return counts
+
+
+@pytest.mark.parametrize("filters", [(0.0, 0.0), (0.9, 0.0), (0.0, 1.5), (0.8, 2.0)])
+def test_gvm_paper_is_the_reference_to_the_bit(filters):
+    rng = np.random.default_rng(7)
+    strategy = GvmPaper(1e-3, 2.0, *filters)
+    counts_of = jax.jit(strategy.counts)
+    for case in range(200):
+        m = 48
+        accepted = rng.integers(0, 9, m)
+        norm_sums = np.float32(rng.lognormal(size=m)) * accepted if case % 3 else np.float32(accepted)  # ties too
+        beliefs = make_beliefs(np.full(m, 0.5), trials=8.0, successes=accepted, norm_sum=norm_sums, norm_count=accepted)
+        rates = accepted / 8
+        norms = [float(s) / k if k else 0.0 for s, k in zip(np.float32(norm_sums), accepted, strict=True)]
+        expected = paper_counts(norms, rates, 8 * m, 1e-3, 2.0, *filters)
+        counts = counts_of(beliefs, make_constraints(m, 8 * m))
+        assert counts.dtype == jnp.int32 and counts.tolist() == expected.tolist(), case
+
+
+def test_gvm_paper_without_any_accepted_sample_counts_equally_and_skips_padding():
+    beliefs = make_beliefs(np.zeros(4), successes=np.zeros(4))
+    constraints = make_constraints(4, 9).replace(maximum=jnp.asarray([9, 9, 0, 9]))
+    assert GvmPaper().counts(beliefs, constraints).tolist() == [3, 3, 0, 3]
+
+
+def test_knapsack_gives_leftovers_to_unsolved_prompts_and_takes_new_ones_for_even():
+    beliefs = make_beliefs(np.asarray([0.5, 0.5, 0.5, 0.5]), trials=[8, 8, 8, 0], successes=[4, 0, 8, 0])
+    counts = Knapsack().counts(beliefs, make_constraints(4, 40, minimum=2, maximum=10))
+    assert counts.sum() <= 40 and counts[0] == 10 and counts[3] == 10
+    assert counts[1] == 10 and counts[2] == 10  # all are at their cap
+    counts = Knapsack().counts(beliefs, make_constraints(4, 30, minimum=2, maximum=10))
+    assert counts.tolist() == [10, 8, 2, 10]
+
+
+def drive(strategy: Strategy, outcomes, budget):
+    """Runs the rounds on a table of outcomes [m, n]; returns the trials after each round."""
+    m = len(outcomes)
+    constraints = make_constraints(m, budget)
+    counts = np.asarray(strategy.counts(make_beliefs(np.full(m, 0.5)), constraints))
+    trials, history = np.zeros(m, int), []
+    while counts.any():
+        trials = trials + counts
+        assert trials.sum() <= budget
+        history.append(trials.tolist())
+        successes = np.asarray([row[:n].sum() for row, n in zip(outcomes, trials, strict=True)])
+        progress = Progress(jnp.asarray(successes), jnp.asarray(trials), jnp.int32(len(history)))
+        left = constraints.replace(budget=jnp.int32(budget - trials.sum()))
+        counts = np.asarray(strategy.more(progress, left))
+    return history
+
+
+OUTCOMES = np.asarray([[1, 0, 1, 0] * 8, [0] * 32, [1] * 32, [0, 0, 0, 0, 1, 1, 0, 1] * 4], int)
+
+
+def test_reinforce_ada_samples_until_enough_of_both_are_in():
+    strategy = ReinforceAdaSeq(round_size=4, max_rounds=3, accepted_wanted=2, rejected_wanted=2)
+    assert drive(strategy, OUTCOMES, 64) == [[4, 4, 4, 4], [4, 8, 8, 8], [4, 12, 12, 8]]
+    assert drive(dataclasses.replace(strategy, rejected_wanted=0), OUTCOMES, 64)[-1] == [4, 12, 4, 8]
+    assert drive(strategy, OUTCOMES, 21) == [[4, 4, 4, 4], [4, 6, 6, 5]]  # the budget ends it, shared level
+
+
+def test_dapo_replaces_groups_without_both_outcomes():
+    strategy = Dapo(group_size=4, groups=2)
+    assert drive(strategy, OUTCOMES, 64) == [[4, 4, 0, 0], [4, 4, 4, 0], [4, 4, 4, 4]]
+    assert drive(strategy, OUTCOMES, 11) == [[4, 4, 0, 0]]  # whole groups only
+    assert drive(Dapo(group_size=8), OUTCOMES, 64)[-1] == [8, 8, 8, 8]
+
+
+def test_speed_rl_goes_on_with_prompts_of_middling_difficulty():
+    strategy = SpeedRl(screen_samples=4, group_size=8)
+    assert drive(strategy, OUTCOMES, 64) == [[4, 4, 4, 4], [12, 4, 4, 4]]
+    assert drive(SpeedRl(screen_samples=5, group_size=8), OUTCOMES, 64) == [[5, 5, 5, 5], [13, 5, 5, 13]]
+    assert drive(SpeedRl(screen_samples=5, group_size=8), OUTCOMES, 30) == [[5, 5, 5, 5], [13, 5, 5, 5]]
+
+
+REWARDS = jnp.asarray([1, 0, 0, 0, 1, 1, 1, 0, 0, 0, 0, 1], jnp.float32)
+SEGMENTS = jnp.asarray([0, 0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3], jnp.int32)  # 3 marks padding
+
+
+def test_what_is_trained_on():
+    every = Uniform().kept(REWARDS, SEGMENTS, 3)
+    assert every.tolist() == [True] * 10 + [False] * 2
+    mixed = Dapo().kept(REWARDS, SEGMENTS, 3)
+    assert mixed.tolist() == [True] * 4 + [False] * 8
+    continued = SpeedRl(screen_samples=3).kept(REWARDS, SEGMENTS, 3)
+    assert continued.tolist() == [True] * 4 + [False] * 8
+    halves = ReinforceAdaSeq(group_size=2).kept(REWARDS, SEGMENTS, 3)
+    assert halves.tolist() == [True, True, False, False] + [True, True, False] + [True, True, False] + [False] * 2
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_pods_keeps_the_subset_of_largest_variance(seed):
+    rng = np.random.default_rng(seed)
+    sizes = [6, 3, 5]
+    segments = np.repeat([0, 1, 2], sizes)
+    order = rng.permutation(len(segments))
+    rewards = rng.normal(size=len(segments)) if seed % 2 else rng.integers(0, 2, len(segments)).astype(float)
+    rewards, segments = np.float32(rewards[order]), segments[order]
+    kept = np.asarray(Pods(group_size=4).kept(jnp.asarray(rewards), jnp.asarray(segments), 3))
+    for i, size in enumerate(sizes):
+        mine, chosen = rewards[segments == i], kept[segments == i]
+        assert chosen.sum() == min(size, 4)
+        largest = max(np.var(subset) for subset in itertools.combinations(mine, min(size, 4)))
+        assert np.var(mine[chosen]) == pytest.approx(largest, rel=1e-4)
 
 
 def test_the_registry_builds_each_strategy_from_the_fields_of_the_config():
-    config = ConfigDict({"strategy": "gvm", "alpha": 0.5, "beta": 3.0, "decay": 0.9})
+    config = get_config().allocation
+    config.update(min_samples=3)
+    for name, strategy in STRATEGIES.items():
+        config.strategy = name
+        built = make_strategy(config)
+        assert type(built) is strategy and built == strategy()  # the defaults agree with configs/default.py
+        assert hash(built) == hash(strategy())  # a static argument
+    config.update(strategy="gvm", alpha=0.5, beta=3.0)
     assert make_strategy(config) == Gvm(0.5, 3.0)
-    config.strategy = "uniform"
-    assert make_strategy(config) == Uniform()
-    config.strategy = "gmv"
-    with pytest.raises(ValueError, match=r"config.allocation.strategy = 'gmv' is unknown; use one of gvm, uniform"):
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"strategy": "gmv"}, "allocation.strategy = 'gmv': unknown; use one of uniform, gvm,"),
+        ({"strategy": "vip"}, "allocation.min_samples = 1: must be >= 3 for allocation.strategy = 'vip'"),
+        ({"strategy": "dapo", "mode": "pilot"}, "allocation.mode = 'pilot': allocation.strategy = 'dapo' samples in"),
+    ],
+)
+def test_settings_that_do_not_suit_a_strategy_are_refused(changes, message):
+    config = ConfigDict(get_config().allocation.to_dict() | changes)
+    with pytest.raises(ConfigError) as error:
         make_strategy(config)
-
-
-@pytest.mark.parametrize("name", sorted(STRATEGIES))
-def test_every_strategy_is_a_static_argument(name):
-    strategy = STRATEGIES[name]()
-    assert dataclasses.is_dataclass(strategy) and hash(strategy) == hash(STRATEGIES[name]())
+    assert message in str(error.value)

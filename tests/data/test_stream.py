@@ -59,7 +59,7 @@ def test_no_prompt_is_left_out_for_good_by_the_dropped_remainder():
 
 
 def test_too_few_prompts_for_a_step_is_an_error_that_names_both():
-    with pytest.raises(DataError, match=r"prompts_per_step = 8.* 5 prompts"):
+    with pytest.raises(DataError, match=r"prompts_per_step × allocation.prompt_pool = 8.* 5 prompts"):
         PromptStream(np.arange(5), 8, seed=0)
 
 

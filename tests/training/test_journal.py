@@ -3,18 +3,49 @@
 import dataclasses
 
 import numpy as np
+import pytest
 
 from gvm_jax.allocation.allocator import AllocationInfo
+from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rewards import Status, Verdict
-from gvm_jax.training.journal import step_scalars
+from gvm_jax.rollout.engine import SampleStats
+from gvm_jax.training.journal import Journal, Totals, step_scalars
 from gvm_jax.training.run import Graded
 from gvm_jax.training.step import StepMetrics
 
 
+def make_diagnostics(**values) -> Diagnostics:
+    fields = dict.fromkeys((field.name for field in dataclasses.fields(Diagnostics)), 0.1)
+    return Diagnostics(**fields | {"brier_constant": 0.2, "measured_gain": 1.2, "norm_correlation": 0.5} | values)
+
+
+@pytest.mark.parametrize(
+    ("values", "cause"),
+    [
+        ({}, "min_samples"),
+        ({"brier": 0.3}, "mode = pilot"),
+        ({"norm_correlation": 0.0}, "gvm_rates"),
+        ({"cap_share": 0.9, "brier": 0.3}, "max_samples: raise it"),
+    ],
+)
+def test_counts_that_do_worse_than_equal_ones_are_warned_of_with_the_likely_cause(values, cause, tmp_path, caplog):
+    journal = Journal(tmp_path, 50, Totals(), None, active=False)
+    for step in range(1, 21):
+        journal._advise(step, make_diagnostics(measured_gain=0.8, **values))
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2 and all("worse than equal ones" in m and cause in m for m in messages)
+    assert messages[1].startswith("steps 11 to 20")
+    caplog.clear()
+    for step in range(21, 41):
+        journal._advise(step, make_diagnostics(**values))
+    assert not caplog.records
+
+
 def test_truncated_weights_are_reported_where_rollouts_are_corrected(make_rollouts):
-    graded = Graded(make_rollouts([1, 2]), [Verdict(1.0, Status.CORRECT, "1")] * 3)
+    graded = Graded(make_rollouts([1, 2]), [Verdict(1.0, Status.CORRECT, "1")] * 3, SampleStats())
     fields = {field.name: np.zeros(2) for field in dataclasses.fields(StepMetrics)}
     fields["allocation"] = AllocationInfo(*[np.zeros(2)] * len(dataclasses.fields(AllocationInfo)))
+    fields["diagnostics"] = make_diagnostics()
     with_cap = step_scalars(graded, StepMetrics(**fields | {"truncated_weights": np.float32(0.25)}), {})
     without = step_scalars(graded, StepMetrics(**fields | {"truncated_weights": None}), {})
     assert with_cap["train/truncated_weights"] == 0.25

@@ -8,7 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from gvm_jax.allocation import Allocator, Gvm, Uniform
+from gvm_jax.allocation import Allocator
+from gvm_jax.allocation.statistics import beliefs
+from gvm_jax.allocation.strategies import Cures, Dapo, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
@@ -30,11 +32,18 @@ PILOT_REWARDS = np.array([1, 0, 1, 1, 0, 0, 0, 1, 1, 0, 1, 1, 0, 1, 1, 0], np.fl
 OPTIMIZER = optax.chain(optax.clip_by_global_norm(0.5), optax.sgd(0.1, momentum=0.9))
 
 
+def make_allocator(strategy) -> Allocator:
+    return Allocator(
+        strategy, min_samples=1, max_samples=0, cost="samples", prompt_temperature=0.1,
+        accept_rate_prior=2.0, gradient_norm_prior=2.0, decay=0.9,
+    )  # fmt: skip
+
+
 def make_step(model, mesh, **changes) -> TrainStep:
     settings = dict(
         model=model, mesh=mesh, optimizer=OPTIMIZER,
         objective=Objective("raft_pp", "log_likelihood", 0.2, 0.2, 0.0, "k3"),
-        allocator=Allocator(Gvm(), 1, 0, 2.0, 2.0, 0.9),
+        allocator=make_allocator(Gvm()),
         norms=GradientNormSettings("embed_tokens", chunk=4, max_samples=0),
         prompts_per_step=4, rollouts_per_step=16, pilot_samples=0, pilot_weight=0.5, updates_per_step=2,
         micro_batch=4, logprob_chunk=3, temperature=0.8, seed=1,
@@ -167,7 +176,7 @@ def test_row_order_changes_only_the_mini_batches(tiny, rollouts, mesh, stepped):
     order = np.random.default_rng(3).permutation(16)
     moved = Rollouts(**{f: getattr(rollouts, f)[order] for f in rollouts.__dataclass_fields__})
     # Rows keep their group numbers; measuring norms wants them ascending, so this objective-only check uses uniform.
-    uniform = dataclasses.replace(one, allocator=Allocator(Uniform(), 1, 0, 2.0, 2.0, 0.9))
+    uniform = dataclasses.replace(one, allocator=make_allocator(Uniform()))
     assert_close(
         run_step(uniform, tiny[1], rollouts)[0].params,
         run_step(uniform, tiny[1], moved, REWARDS[order])[0].params,
@@ -176,10 +185,10 @@ def test_row_order_changes_only_the_mini_batches(tiny, rollouts, mesh, stepped):
 
 def test_statistics_and_next_counts(tiny, stepped):
     state, metrics = stepped
-    np.testing.assert_array_equal(state.statistics.successes[IDS], [2, 1, 0, 5])
-    np.testing.assert_array_equal(state.statistics.trials[IDS], COUNTS)
-    np.testing.assert_array_equal(state.statistics.norm_count[IDS], [2, 1, 0, 5])
-    assert (state.statistics.trials > 0).sum() == 4
+    np.testing.assert_array_equal(state.statistics.sums.successes[IDS], [2, 1, 0, 5])
+    np.testing.assert_array_equal(state.statistics.sums.trials[IDS], COUNTS)
+    np.testing.assert_array_equal(state.statistics.sums.norm_count[IDS], [2, 1, 0, 5])
+    assert (state.statistics.sums.trials > 0).sum() == 4
     np.testing.assert_array_equal(state.prompt_ids, NEXT_IDS)
     assert state.counts.sum() == 16 and state.counts.min() >= 1
     expected, _ = make_step(tiny[0], None).allocate(state.statistics, NEXT_IDS)
@@ -208,7 +217,7 @@ def test_pilots_and_fresh_samples_mix_by_a_constant(tiny, mesh, make_rollouts):
 
     both = make_step(tiny[0], mesh, pilot_samples=2, pilot_weight=0.3)
     alone = make_step(tiny[0], mesh, rollouts_per_step=8)
-    mixed = gradient(both, Rollouts.concatenate(pilot, fresh), rewards)
+    mixed = gradient(both, Rollouts.concatenate([pilot, fresh]), rewards)
     first, second = gradient(alone, pilot, rewards[:8]), gradient(alone, fresh, rewards[8:])
     assert_close(mixed, jax.tree.map(lambda a, b: 0.3 * a + 0.7 * b, first, second))
 
@@ -221,11 +230,11 @@ def test_a_pilot_visit_counts_every_sample_once(tiny, mesh, make_rollouts):
     state = init_state(tiny[1], step.optimizer, NUM_PROMPTS, IDS, np.array(COUNTS), False)
     observed, counts = jax.jit(step.after_pilot)(state, pilot, rewards[:8])
     assert counts.sum() == 8 and counts.min() >= 1
-    np.testing.assert_array_equal(observed.trials[IDS], 2)
+    np.testing.assert_array_equal(observed.sums.trials[IDS], 2)
     state = state.replace(statistics=observed, counts=counts)
-    state, _ = jax.jit(step.__call__)(state, Rollouts.concatenate(pilot, fresh), rewards, NEXT_IDS)
-    np.testing.assert_array_equal(state.statistics.trials[IDS], [3, 5, 4, 4])
-    np.testing.assert_array_equal(state.statistics.successes[IDS], [2, 4, 1, 2])
+    state, _ = jax.jit(step.__call__)(state, Rollouts.concatenate([pilot, fresh]), rewards, NEXT_IDS)
+    np.testing.assert_array_equal(state.statistics.sums.trials[IDS], [3, 5, 4, 4])
+    np.testing.assert_array_equal(state.statistics.sums.successes[IDS], [2, 4, 1, 2])
 
 
 def test_measured_pilots_and_fresh_samples_take_turns_over_prompts(tiny, mesh, make_rollouts):
@@ -233,16 +242,57 @@ def test_measured_pilots_and_fresh_samples_take_turns_over_prompts(tiny, mesh, m
     fresh = make_rollouts([1, 3, 2, 2], seed=1)
     step = make_step(tiny[0], mesh, pilot_samples=2, norms=GradientNormSettings("embed_tokens", 4, max_samples=4))
     state = init_state(tiny[1], step.optimizer, NUM_PROMPTS, IDS, np.array([1, 3, 2, 2]), False)
-    rollouts = Rollouts.concatenate(make_rollouts([2] * 4), fresh)
+    rollouts = Rollouts.concatenate([make_rollouts([2] * 4), fresh])
     state, _ = jax.jit(step.__call__)(state, rollouts, np.ones(16, np.float32), NEXT_IDS)
-    np.testing.assert_array_equal(state.statistics.norm_count[IDS], 1)
+    np.testing.assert_array_equal(state.statistics.sums.norm_count[IDS], 1)
 
 
 def test_uniform_measures_no_norms(tiny, mesh, rollouts):
-    step = make_step(tiny[0], mesh, allocator=Allocator(Uniform(), 1, 0, 2.0, 2.0, 0.9))
+    step = make_step(tiny[0], mesh, allocator=make_allocator(Uniform()))
     state, metrics = run_step(step, tiny[1], rollouts)
-    assert metrics.measured_norms == 0 and not state.statistics.norm_count.any()
+    assert metrics.measured_norms == 0 and not state.statistics.sums.norm_count.any()
     np.testing.assert_array_equal(state.counts, 4)
+
+
+def test_rejected_norms_are_measured_where_a_strategy_asks_for_them(tiny, mesh, rollouts):
+    state, metrics = run_step(make_step(tiny[0], mesh, allocator=make_allocator(Cures())), tiny[1], rollouts)
+    np.testing.assert_array_equal(state.statistics.sums.norm_count[IDS], [2, 1, 0, 5])
+    np.testing.assert_array_equal(state.statistics.sums.rejected_norm_count[IDS], [3, 0, 4, 1])
+    assert metrics.measured_norms == 16 and (state.statistics.sums.rejected_squared_norm_sum[[3, 9, 5]] > 0).all()
+
+
+def test_padding_and_samples_that_are_not_kept_change_nothing(tiny, mesh, make_rollouts):
+    """Two groups with both outcomes and one without, then rows without a sample: as if only the two had been drawn."""
+    counts, rewards = [4, 0, 4, 4], np.array([1, 0, 0, 1, 0, 0, 0, 0, 1, 1, 1, 0], np.float32)
+    drawn = make_rollouts(counts, noise=0.2)
+    dapo = make_step(
+        tiny[0], mesh, allocator=make_allocator(Dapo(group_size=4)), updates_per_step=1, prompts_per_step=4,
+        optimizer=optax.sgd(1.0),
+    )  # fmt: skip
+    padded = run_step(dapo, tiny[1], drawn.pad(16, group=4), np.pad(rewards, (0, 4)))
+    mixed = np.array([0, 1, 2, 3, 8, 9, 10, 11])
+    only = dataclasses.replace(dapo, allocator=make_allocator(Uniform()), rollouts_per_step=8)
+    state, _ = run_step(only, tiny[1], drawn.take(mixed), rewards[mixed])
+    assert_close(padded[0].params, state.params)
+    np.testing.assert_array_equal(padded[1].counts, counts)
+    np.testing.assert_array_equal(padded[0].statistics.sums.trials[IDS], counts)
+    np.testing.assert_allclose(padded[1].prompt_accept_rate, [0.5, np.nan, 0, 0.75])
+
+
+def test_diagnostics_compare_beliefs_with_what_came_of_them(tiny, mesh, rollouts):
+    after, metrics = run_step(make_step(tiny[0], mesh), tiny[1], rollouts, steps=2)  # the second step's ids: NEXT_IDS
+    d, p = metrics.diagnostics, metrics.allocation.accept_rate
+    group = np.asarray(rollouts.group)
+    assert d.brier == pytest.approx(np.mean((p[group] - REWARDS) ** 2), rel=1e-5)
+    assert d.brier_constant == pytest.approx(np.var(REWARDS), rel=1e-5)
+    assert d.mean_age == 1 and d.new_prompts == 0.5  # of 5, 1, 3, 2 the prompts 5 and 3 were sampled a step before
+    assert d.floor_share == 1 / 16 and d.cap_share == 0  # the prompt with one sample
+    allocator = make_allocator(Gvm())
+    believed = beliefs(after.statistics, NEXT_IDS, allocator.accept_rate_prior, allocator.gradient_norm_prior)
+    a = believed.gradient_norm**2 / believed.accept_rate
+    gain = (a / 4).sum() / (a / np.array(COUNTS)).sum()
+    assert d.measured_gain == pytest.approx(float(gain), rel=1e-4)
+    assert -1 <= d.norm_correlation <= 1
 
 
 def test_the_optimizer_is_adamw_behind_a_clip_with_warm_up():
@@ -266,6 +316,7 @@ def test_the_optimizer_is_adamw_behind_a_clip_with_warm_up():
 def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     state, metrics = run_step(make_step(tiny[0], mesh), tiny[1], rollouts, np.zeros(16, np.float32))
     assert np.isnan(metrics.mismatch) and np.isnan(metrics.max_mismatch), "nothing was compared"
-    metrics = metrics.replace(mismatch=np.zeros(()), max_mismatch=np.zeros(()))
+    assert np.isnan(metrics.diagnostics.norm_correlation) and np.isnan(metrics.diagnostics.mean_age)
+    metrics = metrics.replace(mismatch=np.zeros(()), max_mismatch=np.zeros(()), diagnostics=None)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert metrics.trained_tokens == 0

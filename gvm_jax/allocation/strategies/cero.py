@@ -1,0 +1,29 @@
+"""CERO: counts from a saturating utility of the expected reward variance."""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from gvm_jax.allocation import program
+from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation.strategies.strategy import ProgramStrategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Cero(ProgramStrategy):
+    """CERO, arXiv 2606.05606: maximise Σ 1 - exp(-4·λ·q·n/R), with q = ab/((a+b)(a+b+1)) = E[p(1-p)] under Beta(a, b).
+
+    R is the size of a group, and λ how fast the utility saturates. The authors find the price of a
+    sample by dual descent over the steps of a run, so that its budget holds on average; here a step's budget is fixed
+    and the price that meets it is found exactly.
+    """
+
+    saturation: float = 1.0  # λ
+    group_size: int = 8  # R
+
+    def gain(self, beliefs: Beliefs) -> program.Gain:
+        """Of minus the utility: exp(-κn)·(1 - exp(-κ)), with κ = 4λq/R."""
+        a, b = beliefs.successes, beliefs.failures
+        rate = 4 * self.saturation * a * b / ((a + b) * (a + b + 1)) / self.group_size
+
+        return lambda samples: jnp.exp(-rate * samples) * -jnp.expm1(-rate)

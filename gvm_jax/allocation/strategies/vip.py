@@ -1,0 +1,26 @@
+"""VIP: counts from the variance of the reward."""
+
+import dataclasses
+from typing import ClassVar
+
+from gvm_jax.allocation import program
+from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation.strategies.strategy import ProgramStrategy
+
+
+@dataclasses.dataclass(frozen=True)
+class Vip(ProgramStrategy):
+    """VIP, arXiv 2602.01601, for group baselines: a = 4·p(1-p), the variance of a reward in {-1, 1}.
+
+    The variance of a prompt's gradient is a·(n-1)/n² where a sample is in its own baseline (Dr. GRPO), and a/(n-1) with
+    the mean of the others (RLOO). p is the posterior mean of the prompt's own samples; the authors predict it by a
+    Gaussian process on embeddings of the prompts.
+    """
+
+    least: ClassVar[int] = 3  # (n-1)/n² rises from n = 1 to 2, and is convex from 3 on
+    group_baseline: str = "leave_one_out"  # or "mean", with the sample itself in it
+
+    def gain(self, beliefs: Beliefs) -> program.Gain:
+        """Of a/(n-1) or a·(n-1)/n²."""
+        term = {"leave_one_out": program.inverse_less_one, "mean": program.group_mean}[self.group_baseline]
+        return term(4 * beliefs.accept_rate * (1 - beliefs.accept_rate))
