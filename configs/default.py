@@ -94,7 +94,8 @@ def get_config() -> ConfigDict:
 
     config.gradient_norms = ConfigDict()
     # gram: of embed_tokens and lm_head, one forward and backward pass without weight gradients | lm_head: of the output
-    # head alone, forward only | vmap: of any parameters, a gradient for each sample
+    # head alone, forward only | update: as gram, by the first update's own backward pass, of its samples only |
+    # vmap: of any parameters, a gradient for each sample
     config.gradient_norms.method = "gram"
     config.gradient_norms.parameters = "embed_tokens"  # regular expression searched in the parameters' paths
     config.gradient_norms.chunk = 1  # samples of a pass

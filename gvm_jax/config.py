@@ -131,7 +131,7 @@ RULES: dict[str, Rule] = {
     "allocation.accept_rate_prior": _number(at_least=0),
     "allocation.gradient_norm_prior": _number(at_least=0),
     "allocation.decay": _number(at_least=0, at_most=1),
-    "gradient_norms.method": _choice("gram", "vmap", "lm_head"),
+    "gradient_norms.method": _choice("gram", "vmap", "lm_head", "update"),
     "gradient_norms.parameters": _text("a regular expression", _is_regular_expression),
     "gradient_norms.chunk": _integer(at_least=1),
     "gradient_norms.max_samples": _integer(at_least=0),
@@ -209,6 +209,16 @@ def _weighting_suits_the_algorithm(algorithm, weighting) -> str | None:
     )
 
 
+def _the_update_can_give_norms(method, mode, kl_coefficient, weight_dtype) -> str | None:
+    if method != "update" or (mode, kl_coefficient, weight_dtype) == ("online", 0, "compute"):
+        return None
+    return (
+        f"gradient_norms.method = 'update': wants allocation.mode = 'online' (is {mode!r}), objective.kl_coefficient "
+        f"= 0 (is {kl_coefficient}) and rollout.weight_dtype = 'compute' (is {weight_dtype!r}), so that the loss has "
+        "the gradient of the log-probability; use 'gram'"
+    )
+
+
 def _one_axis_fills_the_mesh(*sizes) -> str | None:
     if sizes.count(-1) <= 1:
         return None
@@ -234,6 +244,12 @@ _CROSS_RULES: dict[Callable[..., str | None], tuple[str, ...]] = {
     ),
     _rollouts_split_evenly: ("rollouts_per_step", "optimizer.updates_per_step", "optimizer.micro_batch"),
     _weighting_suits_the_algorithm: ("objective.algorithm", "objective.weighting"),
+    _the_update_can_give_norms: (
+        "gradient_norms.method",
+        "allocation.mode",
+        "objective.kl_coefficient",
+        "rollout.weight_dtype",
+    ),
     _one_axis_fills_the_mesh: ("mesh.data", "mesh.fsdp", "mesh.tensor"),
 }
 

@@ -264,3 +264,14 @@ def test_diff_names_what_changed():
 def test_importing_the_rules_imports_no_jax():
     code = "import sys, gvm_jax.config; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_norms_from_the_update_want_a_loss_that_is_the_log_probability():
+    validate(changed(gradient_norms__method="update"))
+    for field, value in [
+        ("allocation__mode", "pilot"),
+        ("objective__kl_coefficient", 0.1),
+        ("rollout__weight_dtype", "int8"),
+    ]:
+        (problem,) = problems(changed(gradient_norms__method="update", **{field: value}))
+        assert problem.startswith("gradient_norms.method = 'update'") and field.replace("__", ".") in problem

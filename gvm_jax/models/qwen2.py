@@ -23,7 +23,7 @@ from gvm_jax.models.config import Qwen2Config
 
 # (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
 Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
-QUERY_BLOCK = 256  # queries whose scores against all keys are held at once
+QUERY_BLOCK = 256  # most queries whose scores against all keys are held at once
 Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
 
 
@@ -218,8 +218,8 @@ def segment_attention(segments: Int[Array, "B L"]) -> Attention:
     The scores of a block are recomputed in the backward pass, so memory grows with L and not with its square.
     """
     length = segments.shape[1]
-    block = min(QUERY_BLOCK, length)
-    blocks = -(-length // block)
+    blocks = -(-length // QUERY_BLOCK)
+    block = -(-length // blocks)
 
     def attention(q, k, v, layer, cache):
         def attend(queries, query_segments, first):

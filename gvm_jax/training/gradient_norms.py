@@ -1,7 +1,7 @@
 """Per-sample gradient norms ‖∇_W log π_T(y|x)‖₂ of chosen parameters W, without a sample's whole gradient.
 
 The gradient is that of the log-probability summed over the response's tokens (arXiv 2505.02391, Algorithm 2), which
-rejection sampling's estimator averages. Three methods give its norm:
+rejection sampling's estimator averages. Four methods give its norm:
 
 - "vmap": the gradient itself, of any parameters; the reference.
 - "gram": for the input embeddings E and the output head U [vocabulary, D], which few tokens reach by few positions.
@@ -13,6 +13,8 @@ rejection sampling's estimator averages. Three methods give its norm:
 
   One forward and one backward pass over a batch; the backward pass is that of the activations alone.
 - "lm_head": ‖∇_U‖ by the same formula, which takes the forward pass alone. Of a tied matrix it is the output's part.
+- "update": as "gram", with the δ_s of the training loss: of the samples of a step's first update, whose importance
+  ratios are 1. It costs one more product with the output head.
 
 Only the wanted samples cost anything: they are sorted to the front, and chunks without any are skipped.
 """
@@ -30,7 +32,8 @@ from gvm_jax.models.logprobs import hidden_states, predictions, response_logprob
 from gvm_jax.models.qwen2 import Model, Params, Qwen2
 from gvm_jax.rollout.rollouts import Rollouts
 
-METHODS = ("gram", "vmap", "lm_head")
+METHODS = ("gram", "vmap", "lm_head", "update")
+VOCABULARY_BLOCK = 2048  # tokens whose logits are held at once, of all response positions of a pass
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,8 +74,8 @@ def measured_paths(params: Params, settings: GradientNormSettings) -> Paths | No
     others = [path for path in chosen if path not in ("embed_tokens.kernel", "lm_head.kernel")]
     if others:
         raise ConfigError(
-            f"gradient_norms.parameters = {settings.parameters!r} with gradient_norms.method = 'gram': it takes only "
-            f"embed_tokens and lm_head, found {', '.join(others)}; use gradient_norms.method = 'vmap'"
+            f"gradient_norms.parameters = {settings.parameters!r} with gradient_norms.method = {settings.method!r}: it "
+            f"takes only embed_tokens and lm_head, found {', '.join(others)}; use gradient_norms.method = 'vmap'"
         )
     embeddings = "embed_tokens.kernel" in chosen
     return Paths(embeddings, "lm_head.kernel" in chosen or (embeddings and "lm_head" not in params))
@@ -147,8 +150,7 @@ def per_sample_gradient_norms(
       wanted: which of them to measure.
       settings: the method, which parameters, and how many samples a pass.
       temperature: of the sampling policy.
-      logprob_chunk: as for `response_logprobs`: response positions whose logits are held at once. "gram" and "lm_head"
-        hold as many logits, but of all positions and a block of the vocabulary.
+      logprob_chunk: as for `response_logprobs`, which "vmap" calls.
 
     Raises:
       ConfigError: as `measured_paths`.
@@ -165,7 +167,7 @@ def per_sample_gradient_norms(
         module = model.bind(jax.tree.map(lambda p: p.astype(model.dtype), params))
 
         def measure(batch):
-            return _factored_norms(module, paths, batch, temperature, logprob_chunk)
+            return _factored_norms(module, paths, batch, temperature)
 
     def chunk_norms(args):
         chunk_rows, chunk_wanted = args
@@ -198,9 +200,7 @@ def _whole_gradients(model: Model, params: Params, pattern: str, temperature: fl
     return jax.vmap(norm)
 
 
-def _factored_norms(
-    module: Qwen2, paths: Paths, rollouts: Rollouts, temperature: float, logprob_chunk: int
-) -> Float[Array, " B"]:
+def _factored_norms(module: Qwen2, paths: Paths, rollouts: Rollouts, temperature: float) -> Float[Array, " B"]:
     """The norms of all rows, by one forward pass and, where the embeddings are measured, one backward pass."""
 
     def predict(tap):
@@ -211,13 +211,11 @@ def _factored_norms(
 
     if not paths.embeddings:
         states, (targets, inside) = predict(None)
-        errors = prediction_errors(_head(module), states, targets, inside, temperature, logprob_chunk, paths.head)
+        errors = prediction_errors(_head(module), states, targets, inside, temperature, products=True)
         return _norms(module, paths, rollouts, errors, None)
     tap = jnp.zeros((*rollouts.tokens.shape, module.config.hidden_size), module.dtype)
     states, backward, (targets, inside) = jax.vjp(predict, tap, has_aux=True)
-    errors = prediction_errors(
-        _head(module), states, targets, inside, temperature, logprob_chunk, paths.head, pullback=True
-    )
+    errors = prediction_errors(_head(module), states, targets, inside, temperature, paths.head, pullback=True)
     (deltas,) = backward(errors.pullback.astype(states.dtype))
     return _norms(module, paths, rollouts, errors, deltas)
 
@@ -229,7 +227,6 @@ def norms_from_taps(
     hidden: Float[Array, "B L D"],
     deltas: Float[Array, "B L D"],
     temperature: float,
-    logprob_chunk: int,
 ) -> Float[Array, " B"]:
     """The norms of all rows from a backward pass that was made for another purpose, such as the update's own.
 
@@ -245,13 +242,10 @@ def norms_from_taps(
         loss Σ_i w_i · f(row i) whose f has that gradient (an importance ratio of 1), it is the tap's gradient over w_i;
         rows with w_i = 0 cannot be measured.
       temperature: of the sampling policy.
-      logprob_chunk: as for `per_sample_gradient_norms`.
     """
     errors = None
     if paths.head:
-        errors = prediction_errors(
-            _head(module), *_predictions(hidden, rollouts), temperature, logprob_chunk, products=True
-        )
+        errors = prediction_errors(_head(module), *_predictions(hidden, rollouts), temperature, products=True)
     return _norms(module, paths, rollouts, errors, deltas)
 
 
@@ -283,7 +277,6 @@ def prediction_errors(
     targets: Int[Array, "B T"],
     inside: Bool[Array, "B T"],
     temperature: float,
-    logprob_chunk: int,
     products: bool = False,
     pullback: bool = False,
 ) -> PredictionErrors:
@@ -294,8 +287,8 @@ def prediction_errors(
     small error of a confident token is then a sum of small terms, and not a difference of large ones.
 
     A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products: less than
-    the two products of the gradient's size that they stand for as long as T < 2·D. In memory are `logprob_chunk` · V
-    logits of a sample and its [T, T] products.
+    the two products of the gradient's size that they stand for as long as T < 2·D. In memory are a block's T logits and
+    the [T, T] products of each sample.
 
     Args:
       head: the output head, in the dtype of `states`; products are summed in float32.
@@ -303,12 +296,11 @@ def prediction_errors(
       targets: y_t.
       inside: which t are inside the response.
       temperature: T of the softmax.
-      logprob_chunk: as many positions' logits are held at once.
       products: whether to compute them.
       pullback: whether to compute it.
     """
     (rows, length, width), vocabulary = states.shape, head.shape[0]
-    block = min(vocabulary, max(1, vocabulary * logprob_chunk // length))
+    block = min(VOCABULARY_BLOCK, vocabulary)
     inverse = 1.0 / temperature
 
     def add_block(sums, i):

@@ -1,25 +1,32 @@
 """The train step: one jitted program from rollouts and rewards to the new state and the next step's counts."""
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Progress
-from gvm_jax.models.logprobs import response_logprobs
+from gvm_jax.models.logprobs import hidden_states, response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms, wanted_samples
+from gvm_jax.training.gradient_norms import (
+    GradientNormSettings,
+    measured_paths,
+    norms_from_taps,
+    per_sample_gradient_norms,
+    wanted_samples,
+)
 from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, segment_sum
 from gvm_jax.training.state import TrainState
 
@@ -41,6 +48,14 @@ class StepMetrics:
     counts: Int[Array, " m"]  # fresh samples of each prompt of this step
     allocation: AllocationInfo  # what these counts rest on
     diagnostics: Diagnostics  # what came of them
+
+
+class MeasuredNorms(NamedTuple):
+    """Gradient norms of some rows."""
+
+    rows: Int[Array, " R"]  # row numbers
+    wanted: Bool[Array, " R"]  # which of them count
+    norms: Float[Array, " R"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +109,10 @@ class TrainStep:
         fresh = jax.tree.map(lambda x: x[pilots:], rollouts)
         # Pilots were added when they came in, and with them the visit's decay.
         decay = 1.0 if pilots else self.allocator.decay
-        observed, visit = self.observe(state, fresh, rewards[pilots:], decay)
-
-        params, opt_state, sums, norms = self._update(state, rollouts, self.sample_terms(rollouts, rewards))
+        before = self.measure(state.params, fresh, rewards[pilots:])
+        terms = self.sample_terms(rollouts, rewards)
+        params, opt_state, sums, gradient_norms, inside = self._update(state, rollouts, terms)
+        observed, visit = self.observe(state, fresh, rewards[pilots:], decay, before or inside)
 
         next_prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
         next_counts, _ = self.allocate(observed, next_prompt_ids)
@@ -104,7 +120,7 @@ class TrainStep:
         tokens = jnp.maximum(sums.tokens.sum(), 1.0)
         metrics = StepMetrics(
             loss=jnp.mean(sums.loss / sums.denominator),
-            gradient_norm=jnp.mean(norms),
+            gradient_norm=jnp.mean(gradient_norms),
             clip_fraction=sums.clipped.sum() / tokens,
             truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
             kl=sums.kl.sum() / tokens,
@@ -129,7 +145,8 @@ class TrainStep:
         self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " N"]
     ) -> tuple[PromptStatistics, Int[Array, " m"]]:
         """Statistics and counts of the step's prompts once their pilots are known; a jitted program of its own."""
-        observed, _ = self.observe(state, rollouts, rewards, self.allocator.decay)
+        measured = self.measure(state.params, rollouts, rewards)
+        observed, _ = self.observe(state, rollouts, rewards, self.allocator.decay, measured)
         counts, _ = self.allocate(observed, state.prompt_ids)
         return observed, counts
 
@@ -169,26 +186,25 @@ class TrainStep:
         return self.allocator.next_counts(prompt_statistics, prompt_ids, valid, self.budget)
 
     def observe(
-        self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " R"], decay: float
+        self,
+        state: TrainState,
+        rollouts: Rollouts,
+        rewards: Float[Array, " R"],
+        decay: float,
+        measured: MeasuredNorms | None,
     ) -> tuple[PromptStatistics, Sums]:
         """The statistics with some rollouts of the step added, and what was added of each prompt."""
 
         def total(values, segments=rollouts.group):
             return segment_sum(values.astype(jnp.float32), segments, self.prompts_per_step)
 
-        accepted, wanted_norms = rewards > 0, self.allocator.strategy.norms
+        accepted = rewards > 0
         visit = Sums.zeros(self.prompts_per_step).replace(
             successes=total(accepted), trials=total(jnp.ones_like(rewards)),
             response_tokens=total(rollouts.response_lengths),
         )  # fmt: skip
-        if wanted_norms != "none":
-            drawn = rollouts.group < self.prompts_per_step
-            rows, wanted = wanted_samples(
-                drawn & (accepted | (wanted_norms == "all")), rollouts.group, self.norms.max_samples
-            )
-            norms = per_sample_gradient_norms(
-                self.model, state.params, rollouts, rows, wanted, self.norms, self.temperature, self.logprob_chunk
-            )
+        if measured:
+            rows, wanted, norms = measured
             segments, good, bad = rollouts.group[rows], wanted & accepted[rows], wanted & ~accepted[rows]
             visit = visit.replace(
                 norm_sum=total(norms * good, segments), squared_norm_sum=total(norms**2 * good, segments),
@@ -197,55 +213,101 @@ class TrainStep:
             )  # fmt: skip
         return statistics.update(state.statistics, state.prompt_ids, visit, decay, state.step), visit
 
+    def measure(self, params: Params, rollouts: Rollouts, rewards: Float[Array, " R"]) -> MeasuredNorms | None:
+        """Gradient norms that the strategy asks for, in a pass of their own; None if the update gives them, or none."""
+        wanted_norms = self.allocator.strategy.norms
+        if wanted_norms == "none" or self.norms.method == "update":
+            return None
+        wanted = (rollouts.group < self.prompts_per_step) & ((rewards > 0) | (wanted_norms == "all"))
+        rows, wanted = wanted_samples(wanted, rollouts.group, self.norms.max_samples)
+        norms = per_sample_gradient_norms(
+            self.model, params, rollouts, rows, wanted, self.norms, self.temperature, self.logprob_chunk
+        )
+        return MeasuredNorms(rows, wanted, norms)
+
     def _update(
         self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
-    ) -> tuple[Params, PyTree, LossSums, Float[Array, " U"]]:
-        """`updates_per_step` optimizer updates, each on an equal random share of the rows."""
-        batches = self._micro_batches(state, rollouts, terms)
+    ) -> tuple[Params, PyTree, LossSums, Float[Array, " U"], MeasuredNorms | None]:
+        """`updates_per_step` optimizer updates, each on an equal random share of the rows.
+
+        With `gradient_norms.method` = "update" the first of them also gives the norms of its rows.
+        """
+        order = self._order(state, terms)
+        batches = self._micro_batches(order, rollouts, terms)
         old = None
         if self.objective.importance_cap is not None:
             old = self._old_logprobs(state.params, *batches)
         prompts_per_sample = self.prompts_per_step / jnp.maximum(terms.trained.sum(), 1)
+        measures = self.norms.method == "update" and self.allocator.strategy.norms != "none"
 
-        def loss(params, batch: Rollouts, batch_terms: SampleTerms, old: Float[Array, "B T"] | None):
+        def loss_of(logprobs, reference, batch: Rollouts, batch_terms: SampleTerms, old) -> LossSums:
+            denominator = self.objective.denominator(
+                batch_terms, batch.response_lengths, batch.max_response, prompts_per_sample
+            )
+            return self.objective.loss_sums(
+                logprobs, batch.logprobs, old, reference, batch_terms, batch.response_lengths, denominator
+            )
+
+        def loss(params, tap, batch: Rollouts, batch_terms: SampleTerms, old: Float[Array, "B T"] | None):
             reference = None
             if state.reference is not None:
-                reference = jax.lax.stop_gradient(self._logprobs(state.reference, batch))
-            sums = self.objective.loss_sums(
-                self._logprobs(params, batch), batch.logprobs, old, reference, batch_terms, batch.response_lengths,
-                self.objective.denominator(
-                    batch_terms, batch.response_lengths, batch.max_response, prompts_per_sample
-                ),
-            )  # fmt: skip
-            return sums.loss, sums
+                reference = jax.lax.stop_gradient(self._logprobs(state.reference, batch)[0])
+            logprobs, hidden = self._logprobs(params, batch, tap)
+            sums = loss_of(logprobs, reference, batch, batch_terms, old)
+            return sums.loss, (sums, jax.lax.stop_gradient((logprobs, hidden)))
+
+        def row_norms(params, taps, logprobs, hidden, batch: Rollouts, batch_terms: SampleTerms, old):
+            """Norms of the rows with a gradient, 0 of others, from the taps' part of the loss's gradient."""
+            slopes = jax.grad(lambda x: loss_of(x, None, batch, batch_terms, old).loss)(logprobs)
+            # At ratio 1 a row's tokens have the same slope. The samplers' rounding moves it a little: hence the mean.
+            slope = slopes.sum(1) / jnp.maximum(batch.response_lengths, 1)
+            deltas = taps / jnp.where(slope == 0, 1.0, slope)[:, None, None]
+            paths = measured_paths(params, self.norms)
+            norms = norms_from_taps(self.model.bind(params), paths, batch, hidden, deltas, self.temperature)
+            return jnp.where(slope == 0, 0.0, norms)
 
         def micro_step(carry, batch):
-            params, gradients = carry
+            params, gradients, first = carry
+            rows = batch[0].tokens.shape
+            no_norms = jnp.zeros(rows[0]) if measures else None
 
             def train():
-                more, sums = jax.grad(loss, has_aux=True)(params, *batch)
-                return jax.tree.map(jnp.add, gradients, more), sums
+                tap = jnp.zeros((*rows, self.model.config.hidden_size)) if measures else None
+                (more, taps), (sums, known) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap, *batch)
+                norms = no_norms
+                if measures:
+                    norms = jax.lax.cond(first, lambda: row_norms(params, taps, *known, *batch), lambda: no_norms)
+                return jax.tree.map(jnp.add, gradients, more), sums, norms
 
             def skip():
                 zeros = LossSums(*[jnp.zeros(())] * len(LossSums.__dataclass_fields__))
                 lengths, max_response = batch[0].response_lengths, batch[0].max_response
                 denominator = self.objective.denominator(batch[1], lengths, max_response, prompts_per_sample)
-                return gradients, zeros.replace(denominator=denominator)
+                return gradients, zeros.replace(denominator=denominator), no_norms
 
-            gradients, sums = jax.lax.cond(self.objective.has_gradient(batch[1]).any(), train, skip)
-            return (params, gradients), sums
+            gradients, sums, norms = jax.lax.cond(self.objective.has_gradient(batch[1]).any(), train, skip)
+            return (params, gradients, first), (sums, norms)
 
-        def update(carry, update_batches):
-            params, opt_state = carry
+        def update(carry, xs):
+            (params, opt_state), (*update_batches, first) = carry, xs
             zeros = jax.tree.map(jnp.zeros_like, params)
-            (_, gradients), per_micro = jax.lax.scan(micro_step, (params, zeros), update_batches)
+            (_, gradients, _), (per_micro, norms) = jax.lax.scan(
+                micro_step, (params, zeros, first), tuple(update_batches)
+            )
             sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
             gradients = jax.tree.map(lambda g: g / sums.denominator, gradients)
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients))
+            return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients), norms)
 
-        (params, opt_state), (sums, norms) = jax.lax.scan(update, (state.params, state.opt_state), (*batches, old))
-        return params, opt_state, sums, norms
+        first = jnp.arange(self.updates_per_step) == 0
+        (params, opt_state), (sums, gradient_norms, norms) = jax.lax.scan(
+            update, (state.params, state.opt_state), (*batches, old, first)
+        )
+        measured = None
+        if measures:
+            norms = norms[0].reshape(-1)
+            measured = MeasuredNorms(order[0].reshape(-1), norms > 0, norms)
+        return params, opt_state, sums, gradient_norms, measured
 
     def _old_logprobs(self, params: Params, batches: Rollouts, terms: SampleTerms) -> Float[Array, "U M B T"]:
         """log π of the micro-batches' tokens before the first update; zeros for those without a gradient."""
@@ -253,22 +315,33 @@ class TrainStep:
         def micro_batch(part):
             batch, batch_terms = part
             wanted = self.objective.has_gradient(batch_terms).any()
-            return jax.lax.cond(wanted, lambda: self._logprobs(params, batch), lambda: jnp.zeros_like(batch.logprobs))
+            return jax.lax.cond(
+                wanted, lambda: self._logprobs(params, batch)[0], lambda: jnp.zeros_like(batch.logprobs)
+            )
 
         return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), (batches, terms))
 
-    def _micro_batches(self, state: TrainState, rollouts: Rollouts, terms: SampleTerms):
-        """Rows as [updates, micro-batches, rows]: shuffled over updates; those without a gradient come last."""
-        rows = rollouts.group.shape[0]
+    def _order(self, state: TrainState, terms: SampleTerms) -> Int[Array, "U M B"]:
+        """Row numbers of the updates' micro-batches: shuffled over updates; rows without a gradient come last."""
         key = run_key(self.seed, "mini_batches", state.step)
-        order = jax.random.permutation(key, rows).reshape(self.updates_per_step, -1)
+        order = jax.random.permutation(key, terms.weight.shape[0]).reshape(self.updates_per_step, -1)
         idle_last = jnp.argsort(~self.objective.has_gradient(terms)[order], axis=1, stable=True)
-        order = jnp.take_along_axis(order, idle_last, axis=1).reshape(self.updates_per_step, -1, self.micro_batch)
+        order = jnp.take_along_axis(order, idle_last, axis=1)
+        return order.reshape(self.updates_per_step, -1, self.micro_batch)
+
+    def _micro_batches(self, order: Int[Array, "U M B"], rollouts: Rollouts, terms: SampleTerms):
+        """Rows as [updates, micro-batches, rows]."""
         sharding = batch_sharding(self.mesh, leading=2)
         return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[order], sharding), (rollouts, terms))
 
-    def _logprobs(self, params: Params, batch: Rollouts) -> Float[Array, "B T"]:
-        return response_logprobs(
-            self.model.bind(params), batch.tokens, batch.prompt_lengths, batch.response_lengths,
-            batch.max_response, self.temperature, self.logprob_chunk,
+    def _logprobs(
+        self, params: Params, batch: Rollouts, tap: Float[Array, "B L D"] | None = None
+    ) -> tuple[Float[Array, "B T"], Float[Array, "B L D"]]:
+        """log π of the response tokens, and the hidden states behind them."""
+        module = self.model.bind(params)
+        hidden = hidden_states(module, batch.tokens, batch.prompt_lengths, batch.response_lengths, tap)
+        logprobs = response_logprobs(
+            module, batch.tokens, batch.prompt_lengths, batch.response_lengths,
+            batch.max_response, self.temperature, self.logprob_chunk, hidden,
         )  # fmt: skip
+        return logprobs, hidden

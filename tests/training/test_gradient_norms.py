@@ -1,39 +1,69 @@
-"""Per-sample gradient norms against one plain jax.grad for each sample."""
+"""Per-sample gradient norms against one plain jax.grad for each sample, and against float64."""
+
+import pathlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gvm_jax.models.logprobs import select_logprobs
+from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.logprobs import hidden_states, response_logprobs, select_logprobs
 from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.models.weights import load_params
+from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.training import gradient_norms
 from gvm_jax.training.gradient_norms import (
     GradientNormSettings,
+    measured_paths,
+    norms_from_taps,
     per_sample_gradient_norms,
+    prediction_errors,
     split_params,
     wanted_samples,
 )
 
+QUICKSTART = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
+
 
 @pytest.fixture(scope="module")
-def tied(tiny):
-    config = tiny[0].config
-    model = Model(type(config)(**{**config.__dict__, "tie_word_embeddings": True}))
-    return model, {k: v for k, v in tiny[1].items() if k != "lm_head"}
+def tied():
+    model = Model(Qwen2Config.from_folder(QUICKSTART))
+    return model, load_params(model, QUICKSTART)
 
 
-def reference_norm(model, params, rollouts, row, name):
-    """A dense forward pass over the unpadded sequence, its whole gradient, and the norm of one leaf."""
+@pytest.fixture(params=["untied", "tied"])
+def network(request, tiny, tied):
+    """(model, params) of the random untied model, and of the quickstart's trained and tied one."""
+    return tied if request.param == "tied" else tiny[:2]
+
+
+@pytest.fixture(params=["any tokens", "few tokens"])
+def rollouts(request, make_rollouts, network):
+    """Ragged rows; of few tokens most occur several times, in prompt and response."""
+    drawn = make_rollouts(counts=[3, 2, 2])
+    return drawn.replace(tokens=drawn.tokens % (5 if request.param == "few tokens" else network[0].config.vocab_size))
+
+
+def reference_norms(model, params, rollouts, row, temperature):
+    """The norms of the whole gradient's parts: input embeddings, output head, and their sum's where they are tied.
+
+    A dense forward pass over the unpadded sequence, with the two uses of a tied matrix apart.
+    """
     n, r = int(rollouts.prompt_lengths[row]), int(rollouts.response_lengths[row])
     tokens = rollouts.tokens[row : row + 1, : n + r]
+    is_tied = model.config.tie_word_embeddings
+    apart = Model(type(model.config)(**{**model.config.__dict__, "tie_word_embeddings": False}))
 
     def log_likelihood(params):
-        module = model.bind(params)
+        module = apart.bind(params)
         hidden, _ = module(tokens, np.arange(n + r)[None], segment_attention(np.ones_like(tokens)))
-        return select_logprobs(module.logits(hidden)[:, n - 1 : -1], tokens[:, n:], 0.8).sum()
+        return select_logprobs(module.logits(hidden)[:, n - 1 : -1], tokens[:, n:], temperature).sum()
 
-    gradient = jax.grad(log_likelihood)(params)
-    return float(jnp.linalg.norm(gradient[name]["kernel"]))
+    gradient = jax.grad(log_likelihood)({**params, "lm_head": params["embed_tokens"]} if is_tied else params)
+    parts = [np.asarray(gradient[name]["kernel"], np.float64) for name in ("embed_tokens", "lm_head")]
+    parts = [sum(parts), parts[1]] if is_tied else parts
+    return dict(zip(("embed_tokens", "lm_head"), map(np.linalg.norm, parts), strict=True))
 
 
 def measure(model, params, rollouts, rows, wanted, settings, temperature):
@@ -43,17 +73,125 @@ def measure(model, params, rollouts, rows, wanted, settings, temperature):
     return jax.jit(norms)(params, rollouts, rows, wanted)
 
 
-@pytest.mark.parametrize("which", ["untied", "tied"])
-def test_norms_equal_one_gradient_a_sample(tiny, tied, make_rollouts, which):
-    model, params = tiny[:2] if which == "untied" else tied
-    rollouts = make_rollouts(counts=[3, 2, 2])
+@pytest.mark.parametrize(
+    ("method", "parameters", "chunk"),
+    [("vmap", "embed_tokens", 2), ("gram", "embed_tokens", 2), ("gram", "embed_tokens", 5), ("lm_head", "anything", 4)],
+)
+def test_norms_equal_one_gradient_a_sample(network, rollouts, method, parameters, chunk, monkeypatch):
+    monkeypatch.setattr(gradient_norms, "VOCABULARY_BLOCK", 10)  # divides neither vocabulary: the last blocks overlap
     rows, wanted = np.array([4, 0, 6, 2, 1]), np.array([True, True, True, False, False])
-    settings = GradientNormSettings("embed_tokens", chunk=2, max_samples=0)
-    norms = measure(model, params, rollouts, rows, wanted, settings, 0.8)
+    rollouts.response_lengths[2] = 0  # an empty response among those that are not wanted
+    settings = GradientNormSettings(parameters, chunk, max_samples=0, method=method)
+    norms = measure(*network, rollouts, rows, wanted, settings, 0.8)
+    name = "lm_head" if method == "lm_head" else "embed_tokens"
     for i in range(3):
-        expected = reference_norm(model, params, rollouts, rows[i], "embed_tokens")
+        expected = reference_norms(*network, rollouts, rows[i], 0.8)[name]
         np.testing.assert_allclose(norms[i], expected, rtol=1e-4)
     np.testing.assert_array_equal(norms[3:], 0.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.7])
+def test_the_head_of_an_untied_model_and_both_of_its_matrices(tiny, make_rollouts, temperature):
+    model, params, _ = tiny
+    rollouts, rows = make_rollouts(counts=[2, 2]), np.arange(4)
+    expected = [reference_norms(model, params, rollouts, row, temperature) for row in rows]
+    for pattern in ("lm_head", "embed_tokens|lm_head"):
+        settings = GradientNormSettings(pattern, chunk=4, max_samples=0, method="gram")
+        norms = measure(model, params, rollouts, rows, np.ones(4, bool), settings, temperature)
+        squares = [sum(norms[name] ** 2 for name in pattern.split("|")) for norms in expected]
+        np.testing.assert_allclose(norms, np.sqrt(squares), rtol=1e-4)
+
+
+def test_rows_beside_an_empty_response_are_finite(tied, make_rollouts):
+    rollouts = make_rollouts(counts=[3])
+    rollouts = rollouts.replace(tokens=rollouts.tokens % 24, response_lengths=rollouts.response_lengths * [1, 0, 1])
+    settings = GradientNormSettings("embed_tokens", chunk=3, max_samples=0, method="gram")
+    norms = measure(*tied, rollouts, np.arange(3), np.ones(3, bool), settings, 1.0)
+    assert norms[0] > 0 and norms[1] == 0 and norms[2] > 0 and np.isfinite(norms).all()
+
+
+def test_errors_of_confident_predictions_keep_their_digits():
+    """1 - π is far below float32's resolution at 1, and the products of such errors are smaller still."""
+    rng = np.random.default_rng(0)
+    head, states = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(2, 6, 8)).astype(np.float32)
+    targets = np.argmax(states @ head.T, -1)
+    errors = prediction_errors(head, states, targets, np.ones((2, 6), bool), 0.5, products=True, pullback=True)
+
+    logits = states.astype(np.float64) @ head.T / 0.5
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    own = np.eye(50, dtype=bool)[targets]
+    missed = (probabilities * ~own).sum(-1)
+    assert missed.min() < 1e-8
+    expected = np.where(own, missed[..., None], -probabilities)
+    np.testing.assert_allclose(errors.missed, missed, rtol=1e-4)
+    squares = np.einsum("btv,btv->bt", expected, expected)
+    np.testing.assert_allclose(np.diagonal(errors.products, axis1=1, axis2=2), squares, rtol=1e-4)
+    lengths = np.sqrt(squares[:, :, None] * squares[:, None])
+    np.testing.assert_allclose(errors.products / lengths, expected @ expected.swapaxes(1, 2) / lengths, atol=1e-4)
+    pullback = expected @ head / 0.5
+    size = np.linalg.norm(pullback, axis=-1, keepdims=True)
+    np.testing.assert_allclose(errors.pullback / size, pullback / size, atol=1e-4)
+    tokens = np.tile(np.arange(50), (2, 1))
+    np.testing.assert_allclose(errors.at(head, tokens), expected, rtol=1e-4)
+
+
+@pytest.mark.parametrize("pattern", ["embed_tokens", "lm_head"])
+def test_taps_of_an_on_policy_update_give_the_norms(network, rollouts, pattern):
+    """The gradient of weighted importance ratios at 1 is each row's weight times that of its log-likelihood."""
+    model, params = network
+    if pattern == "lm_head" and model.config.tie_word_embeddings:
+        pytest.skip("a tied model has no lm_head")
+    settings = GradientNormSettings(pattern, chunk=2, max_samples=0, method="vmap")
+    rows = np.arange(7)
+    expected = measure(model, params, rollouts, rows, np.ones(7, bool), settings, 0.8)
+    weights = np.linspace(-1.0, 1.9, 7)  # none is 0
+    lengths = rollouts.prompt_lengths, rollouts.response_lengths
+
+    @jax.jit
+    def norms(params):
+        def loss(params, tap):
+            module = model.bind(params)
+            hidden = hidden_states(module, rollouts.tokens, *lengths, tap)
+            logprobs = response_logprobs(
+                module, rollouts.tokens, *lengths, rollouts.max_response, 0.8, 4, hidden=hidden
+            )
+            ratios = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
+            return jnp.sum(weights[:, None] * ratios), hidden
+
+        tap = jnp.zeros((*rollouts.tokens.shape, model.config.hidden_size))
+        (_, taps), hidden = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap)
+        paths = measured_paths(params, GradientNormSettings(pattern, 1, 0, "gram"))
+        return norms_from_taps(model.bind(params), paths, rollouts, hidden, taps / weights[:, None, None], 0.8)
+
+    np.testing.assert_allclose(norms(params), expected, rtol=1e-4)
+
+
+def test_gram_takes_one_forward_and_one_backward_of_activations_alone(tiny):
+    """By the compiler's count: weight gradients would make it three forward passes."""
+    config = type(tiny[0].config)(
+        **{
+            **tiny[0].config.__dict__, "vocab_size": 32, "hidden_size": 128, "intermediate_size": 1024,
+            "num_hidden_layers": 2,
+        }
+    )  # fmt: skip
+    model, rows, length = Model(config), 2, 96
+    rollouts = Rollouts(
+        jnp.zeros((rows, length), jnp.int32), jnp.full(rows, 8), jnp.full(rows, length - 8),
+        jnp.zeros((rows, length - 8)), jnp.arange(rows), jnp.ones(rows, bool),
+    )  # fmt: skip
+
+    def operations(method):
+        settings = GradientNormSettings("embed_tokens", chunk=rows, max_samples=0, method=method)
+
+        def norms(params):
+            return per_sample_gradient_norms(
+                model, params, rollouts, jnp.arange(rows), jnp.ones(rows, bool), settings, 1.0, length
+            )
+
+        return jax.jit(norms).lower(model.abstract_params).compile().cost_analysis()["flops"]
+
+    assert 1.8 < operations("gram") / operations("lm_head") < 2.2
 
 
 def test_norm_of_several_parameters_is_that_of_their_concatenation(tiny, make_rollouts):
@@ -61,16 +199,33 @@ def test_norm_of_several_parameters_is_that_of_their_concatenation(tiny, make_ro
     rollouts, row, wanted = make_rollouts(counts=[2]), np.array([1]), np.array([True])
 
     def norm(pattern):
-        settings = GradientNormSettings(pattern, chunk=1, max_samples=0)
+        settings = GradientNormSettings(pattern, chunk=1, max_samples=0, method="vmap")
         return measure(model, params, rollouts, row, wanted, settings, 1.0)[0]
 
-    both = norm("embed_tokens|lm_head")
-    np.testing.assert_allclose(both**2, norm("embed_tokens") ** 2 + norm("lm_head") ** 2, rtol=1e-4)
+    both = norm("embed_tokens|q_proj")
+    np.testing.assert_allclose(both**2, norm("embed_tokens") ** 2 + norm("q_proj") ** 2, rtol=1e-4)
 
 
 def test_a_pattern_that_matches_nothing_is_an_error(tiny):
     with pytest.raises(ValueError, match=r"gradient_norms.parameters = 'wte': found in no .* embed_tokens.kernel"):
         split_params(tiny[1], "wte")
+
+
+@pytest.mark.parametrize(
+    ("method", "pattern", "message"),
+    [
+        (
+            "gram",
+            "q_proj|embed",
+            r"it takes only embed_tokens and lm_head, found layers.q_proj.bias, .* 'vmap'",
+        ),
+        ("gram", "wte", "gradient_norms.parameters = 'wte': found in no parameter's path"),
+        ("fast", "embed_tokens", "gradient_norms.method = 'fast': must be one of gram, vmap, lm_head"),
+    ],
+)
+def test_what_a_method_cannot_measure_is_an_error(tiny, method, pattern, message):
+    with pytest.raises(ValueError, match=message):
+        measured_paths(tiny[0].abstract_params, GradientNormSettings(pattern, 1, 0, method))
 
 
 def test_measured_samples_take_turns_over_prompts():

@@ -254,6 +254,32 @@ def test_uniform_measures_no_norms(tiny, mesh, rollouts):
     np.testing.assert_array_equal(state.counts, 4)
 
 
+@pytest.mark.parametrize("weighting", ["log_likelihood", "token_mean"])
+def test_the_first_update_gives_the_norms_of_its_rows(tiny, mesh, make_rollouts, weighting):
+    """On rollouts of the policy itself they are those of a pass of its own; later updates give none."""
+    exact = make_rollouts(COUNTS)
+    objective = Objective("raft_pp", weighting, 0.2, 0.2, 0.0, "k3")
+    allocator = make_allocator(Gvm())
+
+    def sums(method, updates):
+        norms = GradientNormSettings("embed_tokens|lm_head", chunk=4, max_samples=0, method=method)
+        step = make_step(tiny[0], mesh, objective=objective, allocator=allocator, norms=norms, updates_per_step=updates)
+        state, metrics = run_step(step, tiny[1], exact)
+        return state, metrics, state.statistics.sums
+
+    one, metrics, inside = sums("update", 1)
+    other, _, apart = sums("gram", 1)
+    assert metrics.measured_norms == 8
+    np.testing.assert_array_equal(inside.norm_count, apart.norm_count)
+    np.testing.assert_allclose(inside.squared_norm_sum, apart.squared_norm_sum, rtol=1e-3)
+    assert_close(one.params, other.params)
+    _, metrics, inside = sums("update", 2)
+    order = np.asarray(jax.random.permutation(run_key(1, "mini_batches", 0), 16))[:8]
+    expected = np.bincount(exact.group[order], REWARDS[order], 4)
+    np.testing.assert_array_equal(inside.norm_count[IDS], expected)
+    assert metrics.measured_norms == expected.sum()
+
+
 def test_rejected_norms_are_measured_where_a_strategy_asks_for_them(tiny, mesh, rollouts):
     state, metrics = run_step(make_step(tiny[0], mesh, allocator=make_allocator(Cures())), tiny[1], rollouts)
     np.testing.assert_array_equal(state.statistics.sums.norm_count[IDS], [2, 1, 0, 5])
