@@ -30,6 +30,7 @@ setuptools.setup(
         "pebble>=5.1",
         "rich",
         "safetensors",
+        "scipy",
         "sympy",
         "tensorboardX",
         "transformers>=5",

@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.allocation.strategy = "gvm"
     config.allocation.mode = "online"  # online: statistics of earlier visits; pilot: sample pilot_samples first
     config.allocation.pilot_samples = 4  # samples of each prompt before its allocation, in pilot mode
-    config.allocation.pilot_weight = 0.5  # λ of the estimate λ·pilot + (1-λ)·fresh, in pilot mode
+    config.allocation.pilot_weight = 0.5  # λ of the estimate λ·pilot + (1-λ)·fresh, in pilot mode; 0 = discarded
     config.allocation.min_samples = 1  # floor of a prompt's (fresh) samples; at least 1: no prompt is dropped
     config.allocation.max_samples = 0  # cap of a prompt's (fresh) samples; 0 = none
     config.allocation.cost = "samples"  # what counts are spent for: samples | tokens (of each prompt's mean response)

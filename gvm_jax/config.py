@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
     "allocation.strategy": _NAME,  # the registry in allocation/strategies knows the names
     "allocation.mode": _choice("online", "pilot"),
     "allocation.pilot_samples": _integer(at_least=1),
-    "allocation.pilot_weight": _number(above=0, below=1),
+    "allocation.pilot_weight": _number(at_least=0, below=1),
     "allocation.min_samples": _integer(at_least=1),
     "allocation.max_samples": _integer(at_least=0),
     "allocation.cost": _choice("samples", "tokens"),

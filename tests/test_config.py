@@ -95,7 +95,7 @@ BROKEN = [
     ("allocation__strategy", ""),
     ("allocation__mode", "offline"),
     ("allocation__pilot_samples", 0),
-    ("allocation__pilot_weight", 0.0),
+    ("allocation__pilot_weight", -0.1),
     ("allocation__pilot_weight", 1.0),
     ("allocation__min_samples", 0),
     ("allocation__max_samples", -1),

@@ -81,7 +81,8 @@ class MetricsWriter:
         self._append(table, step, {name: _plain(value) for name, value in scalars.items()})
         prefix = "" if table == "metrics" else f"{table}/"
         for name, value in scalars.items():
-            self._tensorboard.add_scalar(prefix + name, value, step)
+            if math.isfinite(value):  # it warns of every other
+                self._tensorboard.add_scalar(prefix + name, value, step)
 
     def write_rows(self, table: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Appends a step's rows to `<table>.jsonl`, as one line with a list for each column.

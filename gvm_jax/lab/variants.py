@@ -1,0 +1,250 @@
+"""The variants of a comparison, from how they are typed: which fields each one sets, and what it is compared with.
+
+    gvm                             a strategy
+    gvm:allocation.alpha=1e-2       with a field set; further ones follow, each after a colon
+    gvm+updates+clip                with confounds of the reference comparison, each after a plus
+
+A `confound` is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
+methods that it is compared with. Each is off here unless it is asked for.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from gvm_jax.allocation import STRATEGIES, make_strategy
+from gvm_jax.config import RULES, ConfigError, validate
+
+_SET_ELSEWHERE = {
+    "seed": "the comparison sets it; shift all with --config.seed",
+    "allocation.strategy": "it is the entry's name; use --strategies",
+}
+NOT_OFFERED = {
+    "anchor": "a KL reference that moves and an Adam state that is dropped between iterations cannot be configured"
+}
+
+
+def _updates(config: ConfigDict) -> dict[str, Any]:
+    """Mini-batches of a fixed size cut GVM's larger batches into more updates: 32 for 4 (RAFT++), 8 for 4 (GRPO)."""
+    factor = 2 if config.objective.algorithm == "grpo" else 8
+    return {"optimizer.updates_per_step": factor * config.optimizer.updates_per_step}
+
+
+def _token_mean(config: ConfigDict) -> dict[str, Any]:
+    """A mean over all tokens: a prompt weighs as much as the counts give it."""
+    return {"objective.weighting": "token_mean"}
+
+
+def _clip(config: ConfigDict) -> dict[str, Any]:
+    """A wider upper clip of the importance ratio."""
+    return {"objective.clip_high": 0.4}
+
+
+def _pilots(config: ConfigDict) -> dict[str, Any]:
+    """Pilots on top of the budget, thrown away after the allocation, and not counted as rollouts."""
+    return {
+        "allocation.mode": "pilot",
+        "allocation.pilot_weight": 0.0,
+        "rollouts_per_step": config.rollouts_per_step + config.prompts_per_step * config.allocation.pilot_samples,
+    }
+
+
+def _dropped(config: ConfigDict) -> dict[str, Any]:
+    """The plain frequencies of this step's pilots, which are part of the budget: without an accepted one, no samples.
+
+    Set beside `gvm:allocation.mode=pilot` it shows what dropping does. Without pilots a dropped prompt would never be
+    measured again.
+    """
+    if config.allocation.strategy != "gvm":
+        raise ConfigError("confound 'dropped' turns gvm into gvm_paper; it goes with no other strategy")
+    return {"allocation.strategy": "gvm_paper", "allocation.mode": "pilot", "allocation.decay": 0.0}
+
+
+CONFOUNDS: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
+    "updates": _updates,
+    "token_mean": _token_mean,
+    "clip": _clip,
+    "pilots": _pilots,
+    "dropped": _dropped,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One of the things that are compared."""
+
+    label: str  # an entry that gives this variant again
+    baseline: str | None  # label of what it is compared with; None = it is a baseline itself
+    overrides: dict[str, Any]  # field -> value, on top of the config that all share
+    free_pilots: int = 0  # rollouts of a step that are not counted: those of the confound `pilots`
+
+    @property
+    def folder(self) -> str:
+        """A name for its folder."""
+        return re.sub(r"[^\w.=+-]", "-", self.label)
+
+    def config(self, shared: ConfigDict, seed: int) -> ConfigDict:
+        """The whole config of the variant's run with this seed, validated.
+
+        Raises:
+          ConfigError: it cannot be run; in one line.
+        """
+        config = _with(shared, {**self.overrides, "seed": seed})
+        try:
+            validate(config)
+            make_strategy(config.allocation)
+        except ConfigError as error:
+            first, *problems = (line.strip() for line in str(error).splitlines())
+            raise ConfigError(f"{self.label}: {'; '.join(problems) or first}") from error
+        return config
+
+
+def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds: Sequence[str] = ()) -> list[Variant]:
+    """The variants of a comparison, baselines first.
+
+    Args:
+      config: what all variants share.
+      entries: as in the module's docstring; the first is the baseline of the others.
+      sweep: "FIELD:VALUE,VALUE,...": each entry but the baseline, once with each value. A field outside of
+        `allocation.` changes what equal counts do too, so the baseline then takes each value as well.
+      confounds: each entry but the baseline, as it is, with each confound alone and with all of them.
+
+    Raises:
+      ConfigError: an unknown name, a value that the field may not hold, the same variant twice; in one line.
+    """
+    if sweep and confounds:
+        raise ConfigError("--sweep and --confounds: one at a time")
+    if not all(entries) or not entries:
+        raise ConfigError(f"--strategies={','.join(entries)}: must name strategies, of {', '.join(STRATEGIES)}")
+    first, *others = entries
+    pairs = [(first, None), *((other, first) for other in others)]
+    if sweep:
+        _check_more_than_baseline(others, first, "--sweep")
+        field, values = _parse_sweep(sweep)
+        moved = not field.startswith("allocation.")
+        at = [f":{field}={value}" for value in values]
+        baselines = [first + value if moved else first for value in at]
+        pairs = [(baseline, None) for baseline in dict.fromkeys(baselines)]
+        pairs += [(other + value, base) for other in others for value, base in zip(at, baselines, strict=True)]
+    if confounds:
+        _check_more_than_baseline(others, first, "--confounds")
+        each = [f"+{name}" for name in confounds]
+        switched = ["", *each, *(["".join(each)] if len(each) > 1 else [])]
+        pairs = [(first, None), *((_insert(other, names), first) for other in others for names in switched)]
+
+    label = functools.cache(lambda entry: parse(config, entry).label)
+    variants = [parse(config, entry, baseline and label(baseline)) for entry, baseline in pairs]
+    seen: dict[str, str] = {}
+    for variant, (entry, _) in zip(variants, pairs, strict=True):
+        if variant.folder in seen:
+            raise ConfigError(f"{entry}: the same as {seen[variant.folder]}; name each variant once")
+        seen[variant.folder] = entry
+    return variants
+
+
+def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Variant:
+    """The variant of one entry; see `plan`."""
+    name, *settings = entry.split(":")
+    strategy, *confounds = name.split("+")
+    if strategy not in STRATEGIES:
+        raise ConfigError(f"{entry}: unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
+    overrides = {"allocation.strategy": strategy}
+    if strategy == "uniform":
+        overrides["allocation.mode"] = "online"  # equal counts have nothing to measure first
+    set_here = dict(_parse_setting(config, entry, setting) for setting in settings)
+    overrides |= set_here
+    overrides |= _confounded(_with(config, overrides), entry, confounds, set_here)
+    chosen = _with(config, overrides)
+    for field in set_here:
+        _check_effect(chosen, entry, field)
+    shown = [f"{field}={value}" for field, value in set_here.items()]
+    free_pilots = chosen.prompts_per_step * chosen.allocation.pilot_samples if "pilots" in confounds else 0
+    return Variant(":".join([name, *shown]), baseline, overrides, free_pilots)
+
+
+def _confounded(config: ConfigDict, entry: str, names: Sequence[str], set_here: dict) -> dict[str, Any]:
+    overrides: dict[str, Any] = {}
+    for name in names:
+        if name in NOT_OFFERED:
+            raise ConfigError(f"{entry}: confound {name!r} is not offered: {NOT_OFFERED[name]}")
+        if name not in CONFOUNDS:
+            raise ConfigError(f"{entry}: unknown confound {name!r}; use some of {', '.join(CONFOUNDS)}")
+        try:
+            overrides |= CONFOUNDS[name](config)
+        except ConfigError as error:
+            raise ConfigError(f"{entry}: {error}") from error
+    if twice := overrides.keys() & set_here.keys():
+        raise ConfigError(f"{entry}: a confound sets {', '.join(sorted(twice))} too; leave one of the two out")
+    config = _with(config, overrides)
+    share, rest = divmod(config.rollouts_per_step, config.optimizer.updates_per_step)
+    if overrides and rest == 0:  # micro-batches are summed: their size changes no update
+        micro_batch = math.gcd(share, config.optimizer.micro_batch)
+        if micro_batch != config.optimizer.micro_batch:
+            overrides["optimizer.micro_batch"] = micro_batch
+    return overrides
+
+
+def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, Any]:
+    field, equals, text = setting.partition("=")
+    if not (field and equals and text):
+        raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.alpha=1e-2")
+    if field not in RULES:
+        raise ConfigError(f"{entry}: unknown field {field!r}; configs/default.py lists the known ones")
+    if field in _SET_ELSEWHERE:
+        raise ConfigError(f"{entry}: {field} cannot be set here: {_SET_ELSEWHERE[field]}")
+    kind = type(_get(config, field))
+    if kind not in (bool, int, float, str):
+        raise ConfigError(f"{entry}: {field} cannot be set here; set it for all with --config.{field}")
+    try:
+        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        value = text
+    if type(value) is not kind or not RULES[field].holds(value):
+        raise ConfigError(f"{entry}: {field} = {text}: must be {RULES[field].allowed}")
+    return field, value
+
+
+def _check_effect(config: ConfigDict, entry: str, field: str) -> None:
+    """Refuses a field that this variant never reads: its runs would be copies of others."""
+    section, _, name = field.rpartition(".")
+    if section != "allocation":
+        return
+    strategy = config.allocation.strategy
+    of_strategies = {f.name for known in STRATEGIES.values() for f in dataclasses.fields(known)}
+    if name in of_strategies and name not in {f.name for f in dataclasses.fields(STRATEGIES[strategy])}:
+        raise ConfigError(f"{entry}: the strategy {strategy} does not read {field}")
+    if name.startswith("pilot_") and config.allocation.mode != "pilot":
+        raise ConfigError(f"{entry}: {field} has no effect without pilots; add --config.allocation.mode=pilot")
+
+
+def _parse_sweep(sweep: str) -> tuple[str, list[str]]:
+    field, _, values = sweep.partition(":")
+    if not field or not values or not all(values.split(",")):
+        raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.alpha:1e-4,1e-3,1e-2")
+    return field, values.split(",")
+
+
+def _check_more_than_baseline(others: Sequence[str], first: str, flag: str) -> None:
+    if not others:
+        raise ConfigError(f"{flag}: --strategies={first} names the baseline alone; add the strategy to vary")
+
+
+def _insert(entry: str, confounds: str) -> str:
+    """`gvm:a.b=1`, `+clip` -> `gvm+clip:a.b=1`."""
+    name, colon, settings = entry.partition(":")
+    return f"{name}{confounds}{colon}{settings}"
+
+
+def _get(config: ConfigDict, field: str) -> Any:
+    return functools.reduce(getattr, field.split("."), config)
+
+
+def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
+    changed = config.copy_and_resolve_references()
+    changed.update_from_flattened_dict(overrides)
+    return changed
