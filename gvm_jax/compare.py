@@ -31,8 +31,8 @@ from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
 from gvm_jax.train import default_workdir, parse_flags, train  # --config and --workdir are defined there
 
 _STRATEGIES = flags.DEFINE_list(
-    "strategies", None, "Entries; the first is the baseline. Default: uniform and the config's."
-)
+    "strategies", None, "Entries; the first is the baseline. Default: uniform and the config's.", allow_override=True
+)  # of variance too
 _SEEDS = flags.DEFINE_integer("seeds", 5, "Runs of each variant: the seeds from config.seed on.")
 _SWEEP = flags.DEFINE_string("sweep", "", "FIELD:VALUE,VALUE,... for every entry but the baseline.")
 _CONFOUNDS = flags.DEFINE_list("confounds", [], f"Some of {', '.join(CONFOUNDS)}: each alone, and all together.")

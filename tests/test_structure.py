@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "gvm_jax"
-LAYER = {"config": 0, "runtime": 1, "models": 2, "rollout": 3, "rewards": 3, "allocation": 3, "data": 3, "training": 4}
-ENTRY_POINTS = {"train", "convert", "report", "benchmark"}
+LAYER = {"config": 0, "runtime": 1, "models": 2, "rollout": 3, "rewards": 3, "allocation": 3, "data": 3}
+LAYER |= {"training": 4, "lab": 5}
+ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare"}
 
 
 def part(module: str) -> str:

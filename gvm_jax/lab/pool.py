@@ -1,0 +1,263 @@
+"""The population of a variance study: samples of some prompts from a frozen policy, with a gradient each.
+
+What is drawn here is not a sample of something else in what follows: the pool's own frequencies and means are the truth
+that `simulation.py` draws from, with replacement, so accept rates and the gradient to estimate are known exactly.
+
+The gradient of a sample is that of its token-summed log-probability, g = ∇ Σ_t log π_T(y_t). It is kept as a count
+sketch (Charikar, Chen and Farach-Colton, 2002; inner products: arXiv 0902.2206): coordinates are multiplied by random
+signs and dealt at random into k sums. Sketches add up as gradients do. Their inner products are unbiased, with variance
+at most (‖x‖²‖y‖² + (x·y)²)/k, so the trace of a covariance Σ is off by √(2/k) at most, relative, and by √(2/(k·r)) at
+an effective rank r = (tr Σ)²/‖Σ‖². All comparisons share the sketch. With k = 0 gradients are kept whole.
+"""
+
+import dataclasses
+import functools
+import json
+import pathlib
+import re
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from gvm_jax.config import ConfigError, diff
+from gvm_jax.models.logprobs import response_logprobs
+from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.rollout.engine import Policy
+from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.keys import run_key
+from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
+from gvm_jax.training.run import Run
+
+
+@dataclasses.dataclass(frozen=True)
+class PoolSettings:
+    """What to measure."""
+
+    prompts: int  # m
+    samples: int  # S of each prompt
+    sketch: int = 4096  # k, numbers that a gradient is kept as; 0 = all of them
+    parameters: str = "."  # regular expression searched in the parameters' dotted paths
+    block: int = 8  # prompts between two files
+    chunk: int = 16  # gradients held at once
+
+
+@struct.dataclass
+class Pool:
+    """m prompts with S samples each; equal odds for all samples of a prompt."""
+
+    rewards: Float[Array, "m S"]
+    stopped: Bool[Array, "m S"]  # ended by a stop token
+    response_lengths: Int[Array, "m S"]
+    norms: Float[Array, "m S"]  # ‖gradient‖ as the run measures it, by `config.gradient_norms`
+    squared_norms: Float[Array, "m S"]  # ‖g‖², exact
+    sketches: Float[Array, "m S k"]  # g
+    max_response: int = struct.field(pytree_node=False)  # T, the length limit
+
+    @property
+    def accept_rates(self) -> Float[np.ndarray, " m"]:
+        """p of each prompt."""
+        return np.mean(np.asarray(self.rewards) > 0, axis=1)
+
+    @property
+    def sketch_error(self) -> float:
+        """Root mean squared relative error of the sketched ‖g‖² over all samples."""
+        sketched = np.einsum("isk,isk->is", self.sketches, self.sketches, dtype=np.float64)
+        return float(np.sqrt(np.mean((sketched / np.maximum(self.squared_norms, 1e-30) - 1) ** 2)))
+
+
+def collect(
+    run: Run, params: Params, step: int, settings: PoolSettings, folder: pathlib.Path, progress: Callable[[str], None]
+) -> Pool:
+    """Samples, grades and measures the prompts of a run's next steps; goes on where an earlier call was stopped.
+
+    Args:
+      run: for its model, prompts, engine and grader.
+      params: of the frozen policy.
+      step: of the run that they are from; its prompts come first, and its samples are those that the run would draw.
+      settings: what to measure.
+      folder: a file for each block of prompts; made here.
+      progress: called with a line after each block.
+
+    Raises:
+      ConfigError: the folder holds another pool, the prompts are not there, or `settings.parameters` chooses nothing.
+    """
+    prompt_ids = _first_prompts(run, step, settings.prompts)
+    _claim(folder, _identity(run.config, params, step, settings))
+    policy = run.engine.load(params)
+    sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
+    measure = jax.jit(functools.partial(_gradients, run, settings))
+    blocks = []
+    for begin in range(0, settings.prompts, settings.block):
+        path = folder / f"{begin:05d}.npz"
+        if not path.exists():
+            drawn = _sample(run, policy, prompt_ids[begin : begin + settings.block], settings.samples, step)
+            partial = path.with_suffix(".partial")
+            with partial.open("wb") as file:
+                np.savez(file, **_fields(*drawn, *measure(params, sketch, drawn[0])))
+            partial.replace(path)
+        with np.load(path) as saved:
+            blocks.append(dict(saved))
+        accepted = np.mean([np.mean(block["rewards"] > 0) for block in blocks])
+        done = min(begin + settings.block, settings.prompts)
+        progress(
+            f"pool      {done}/{settings.prompts} prompts x {settings.samples} samples, accept rate {accepted:.3f}"
+        )
+    arrays = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
+    return Pool(**arrays, max_response=run.config.rollout.max_new_tokens)
+
+
+def _first_prompts(run: Run, step: int, wanted: int) -> Int[np.ndarray, " m"]:
+    """The first distinct prompts from a step of the stream on."""
+    if wanted > len(run.prompts):
+        raise ConfigError(
+            f"--prompts={wanted}: data.path = {run.config.data.path!r} has only {len(run.prompts)} prompts"
+        )
+    chosen = np.zeros(0, np.int32)
+    while len(chosen) < wanted:
+        batch = run.stream[step]
+        chosen = np.concatenate([chosen, batch[~np.isin(batch, chosen)]])
+        step += 1
+    return chosen[:wanted]
+
+
+def _identity(config, params: Params, step: int, settings: PoolSettings) -> dict:
+    """All that the pool depends on, as JSON holds it."""
+    fields = config.to_dict()
+    kept = {name: fields[name] for name in ("seed", "model", "data", "rollout", "gradient_norms")}
+    weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params))
+    return json.loads(json.dumps(kept | {"step": step, "weights": weights, "pool": dataclasses.asdict(settings)}))
+
+
+def _claim(folder: pathlib.Path, identity: dict) -> None:
+    path = folder / "pool.json"
+    if path.exists() and (differences := diff(json.loads(path.read_text()), identity)):
+        problem = f"{path}: this pool is of something else. Use another --workdir, or delete the folder. Fields:"
+        raise ConfigError("\n  ".join([problem, *differences]))
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(identity, indent=2) + "\n")
+
+
+def _sample(run: Run, policy: Policy, prompt_ids, samples: int, step: int) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
+    """`samples` rollouts of each prompt, and their scores."""
+    prompts, positions = run.prompts, run.prompts.positions_of(prompt_ids)
+    pending = [None] * (len(prompt_ids) * samples)
+
+    def submit(row: int, response: np.ndarray) -> None:
+        text = run.tokenizer.decode(response, skip_special_tokens=True)
+        pending[row] = run.grader.submit(text, prompts.golds[positions[row // samples]])
+
+    rollouts = policy.sample(
+        [prompts.tokens[i] for i in positions], prompt_ids, np.full(len(prompt_ids), samples),
+        run_key(run.config.seed, "rollouts", step), run.config.rollout.temperature, on_finished=submit,
+    )  # fmt: skip
+    return rollouts, np.array([verdict.score for verdict in run.grader.collect(pending)], np.float32)
+
+
+def _gradients(run: Run, settings: PoolSettings, params: Params, sketch: "CountSketch", rollouts: Rollouts):
+    """(norms as the run measures them, ‖g‖², sketch of g) of each row."""
+    config = run.config
+    temperature, logprob_chunk = config.rollout.temperature, config.optimizer.logprob_chunk
+    rows = jnp.arange(rollouts.group.shape[0])
+    norms = per_sample_gradient_norms(
+        run.model, params, rollouts, rows, jnp.ones(rows.shape, bool),
+        GradientNormSettings.from_config(config.gradient_norms), temperature, logprob_chunk,
+    )  # fmt: skip
+    return norms, *sketched_gradients(run.model, params, sketch, rollouts, settings, temperature, logprob_chunk)
+
+
+def _fields(rollouts: Rollouts, rewards: Float[np.ndarray, " N"], norms, squared_norms, sketches) -> dict:
+    """The arrays of `Pool` for some prompts, by name."""
+    rows = {
+        "rewards": rewards,
+        "stopped": rollouts.stopped,
+        "response_lengths": rollouts.response_lengths,
+        "norms": norms,
+        "squared_norms": squared_norms,
+        "sketches": sketches,
+    }
+    prompts = int(rollouts.group[-1]) + 1
+    return {name: np.asarray(x).reshape(prompts, -1, *x.shape[1:]) for name, x in rows.items()}
+
+
+def num_coordinates(params: Params, pattern: str) -> int:
+    """How many numbers a gradient of the chosen parameters has; ConfigError if the pattern is found in no path."""
+    leaves, chosen = _choose(params, pattern)
+    return sum(leaves[i].size for i in chosen)
+
+
+def _choose(params: Params, pattern: str) -> tuple[list[Array], list[int]]:
+    """All leaves, and the places of the chosen ones."""
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(params), strict=True)
+    names = [".".join(str(entry.key) for entry in path) for path in paths]
+    chosen = [i for i, name in enumerate(names) if re.search(pattern, name)]
+    if not chosen:
+        raise ConfigError(f"--parameters={pattern!r}: found in no parameter's path; the paths are {', '.join(names)}")
+    return list(leaves), chosen
+
+
+def sketched_gradients(
+    model: Model,
+    params: Params,
+    sketch: "CountSketch",
+    rollouts: Rollouts,
+    settings: PoolSettings,
+    temperature: float,
+    logprob_chunk: int,
+) -> tuple[Float[Array, " N"], Float[Array, "N k"]]:
+    """‖g‖² and the sketch of g of each row, with g = ∇ Σ_t log π_T(y_t) for the chosen parameters.
+
+    Args:
+      model: the network.
+      params: of it.
+      sketch: of as many numbers as `num_coordinates` gives.
+      rollouts: N rows.
+      settings: which parameters, and how many gradients to hold at once.
+      temperature: of the sampling policy.
+      logprob_chunk: as for `response_logprobs`.
+    """
+    leaves, chosen = _choose(params, settings.parameters)
+
+    def measure(rollout: Rollouts) -> tuple[Float[Array, ""], Float[Array, " k"]]:
+        def log_likelihood(values):
+            replaced = dict(zip(chosen, values, strict=True))
+            bound = jax.tree.unflatten(jax.tree.structure(params), [replaced.get(i, x) for i, x in enumerate(leaves)])
+            one = jax.tree.map(lambda x: x[None], rollout)
+            return response_logprobs(
+                model.bind(bound), one.tokens, one.prompt_lengths, one.response_lengths, one.max_response, temperature,
+                logprob_chunk,
+            ).sum()  # fmt: skip
+
+        parts = jax.grad(log_likelihood)([leaves[i] for i in chosen])
+        gradient = jnp.concatenate([part.astype(jnp.float32).ravel() for part in parts])
+        return jnp.sum(gradient**2), sketch(gradient)
+
+    return jax.lax.map(measure, rollouts, batch_size=settings.chunk)
+
+
+@struct.dataclass
+class CountSketch:
+    """A random linear map from P numbers to k with E‖sketch(x)‖² = ‖x‖²; the identity where k is 0 or not below P."""
+
+    order: Int[Array, " padded"] | None  # coordinates as they are dealt out, k at a time; P and above are padding
+    signs: Float[Array, " P"] | None
+    size: int = struct.field(pytree_node=False)  # k
+
+    @classmethod
+    def random(cls, coordinates: int, size: int, seed: int) -> "CountSketch":
+        """A map from `coordinates` numbers to `size`."""
+        if size == 0 or size >= coordinates:
+            return cls(None, None, coordinates)
+        random = np.random.default_rng(seed)
+        signs = 2 * random.integers(0, 2, coordinates, np.int8) - 1
+        return cls(random.permutation(coordinates + -coordinates % size).astype(np.int32), signs, size)
+
+    def __call__(self, x: Float[Array, " P"]) -> Float[Array, " k"]:
+        """The sketch of x."""
+        if self.order is None:
+            return x
+        padded = jnp.pad(x * self.signs, (0, len(self.order) - len(x)))
+        return padded[self.order].reshape(-1, self.size).sum(0)
