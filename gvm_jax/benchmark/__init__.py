@@ -1,1 +1,1 @@
-"""Rollouts of this engine side by side with its peers': same weights, same prompts, alternating on one machine."""
+"""Rollouts and gradient norms side by side with the peers': same weights, same tokens, alternating on one machine."""

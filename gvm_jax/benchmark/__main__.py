@@ -1,4 +1,4 @@
-"""Rollouts of this engine beside its peers': `python -m gvm_jax.benchmark --model=FOLDER --engines=gvm_jax,hf,vllm`.
+"""This project beside its peers: `python -m gvm_jax.benchmark --model=FOLDER --engines=gvm_jax,hf,vllm`.
 
 The first engine is compared with each of the others: same weights, same prompts, taking turns on the same machine, each
 in a process and an interpreter of its own. README.md beside this file says how to install the peers and what counts.
@@ -17,20 +17,25 @@ from absl import app, flags
 from gvm_jax.benchmark import report
 from gvm_jax.benchmark.comparison import Comparison, compare
 from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
-from gvm_jax.benchmark.workload import PREFILL_SAMPLES, Workload, grouped, gsm8k, prefill
+from gvm_jax.benchmark.workload import PREFILL_SAMPLES, Workload, gradient_norms, grouped, gsm8k, prefill
 from gvm_jax.data import DataError, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import ModelError, model_folder
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name of a Qwen2.5 model.")
-_WORKLOAD = flags.DEFINE_enum("workload", "grouped", ["grouped", "gsm8k", "prefill"], "What is sampled.")
+_WORKLOAD = flags.DEFINE_enum(
+    "workload", "grouped", ["grouped", "gsm8k", "prefill", "gradient_norms"], "What is sampled or measured."
+)
 _ENGINES = flags.DEFINE_list("engines", ["gvm_jax"], f"Of {', '.join(INSTALL)}; the first is compared with the others.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Every engine computes in it.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each engine in a comparison.", lower_bound=1)
 _SLOTS = flags.DEFINE_integer(
     "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
 )
-_DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with a column `question`.")
+_DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with columns `question` and `answer`.")
 _ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollout, for gvm_jax; may be repeated.")
+_NORMS = flags.DEFINE_multi_string(
+    "norms", [], "FIELD=VALUE of config.gradient_norms, or remat, for gvm_jax; may be repeated."
+)
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {
     name: flags.DEFINE_string(f"{name}_python", sys.executable, f"Interpreter with {name} installed.")
@@ -45,8 +50,12 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
       DataError, ValueError: no tokenizer, or no or too few questions.
     """
     tokenizer = load_tokenizer(model)
-    rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column="question")
+    answers = "answer" if name == "gradient_norms" else "question"
+    rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
     questions = [row.problem for row in rows]
+    if name == "gradient_norms":
+        workload = gradient_norms(tokenizer, questions, [row.answer for row in rows])
+        return workload, [workload.counts]
     if name == "prefill":
         workload = prefill(tokenizer, questions)
         return workload, [[samples] * len(workload.prompts) for samples in PREFILL_SAMPLES]
@@ -55,13 +64,13 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
     return workload, [workload.counts]
 
 
-def parse_settings(pairs: Sequence[str]) -> dict[str, str | float]:
+def parse_settings(flag: str, pairs: Sequence[str]) -> dict[str, str | float]:
     """`["page_size=32"]` -> `{"page_size": 32}`; ValueError for anything but FIELD=VALUE."""
     settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"--rollout={pair}: must be FIELD=VALUE, as in --rollout=page_size=32")
+            raise ValueError(f"--{flag}={pair}: must be FIELD=VALUE, as in --rollout=page_size=32")
         try:
             settings[name] = json.loads(value)
         except ValueError:  # no number: a text
@@ -89,6 +98,7 @@ def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison])
                 "runs": comparison.runs,
                 "tokens_per_second": {engine: comparison.tokens_per_second(engine) for engine in comparison.runs},
                 "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
+                "norm_difference": comparison.norm_difference,
             }
             for comparison in comparisons
         ],
@@ -102,12 +112,21 @@ def main(argv: list[str]) -> None:
     names = _ENGINES.value
     if not names or len(set(names)) < len(names) or not set(names) <= set(INSTALL):
         raise app.UsageError(f"--engines={','.join(names)}: must be some of {', '.join(INSTALL)}, each once")
+    task = "norms" if _WORKLOAD.value == "gradient_norms" else "engine"
+    engines = {name: (ENGINES / f"{name}_{task}.py", _PYTHON[name].value) for name in names}
+    missing = [name for name, (script, _) in engines.items() if not script.is_file()]
+    if missing:
+        raise app.UsageError(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
     try:
         model = str(model_folder(_MODEL.value).resolve())
         workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value)
-        rollout = parse_settings(_ROLLOUT.value)
-        settings = {"model": model, "dtype": _DTYPE.value, "slots": _SLOTS.value, "rollout": rollout}
-        engines = {name: (ENGINES / f"{name}_engine.py", _PYTHON[name].value) for name in names}
+        settings = {
+            "model": model,
+            "dtype": _DTYPE.value,
+            "slots": _SLOTS.value,
+            "rollout": parse_settings("rollout", _ROLLOUT.value),
+            "norms": parse_settings("norms", _NORMS.value),
+        }
         about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
     except (BenchmarkError, DataError, ModelError, ValueError) as error:
         sys.exit(f"error: {error}")

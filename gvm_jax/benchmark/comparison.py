@@ -34,7 +34,7 @@ class Comparison:
     runs: dict[str, list[dict]]  # engine -> what its process said of each run
 
     def tokens_per_second(self, engine: str) -> list[float]:
-        """Generated tokens, stop tokens included, by the seconds of the whole call, prefill included; a value a run."""
+        """Response tokens, stop tokens included, by the seconds of the whole call, prefill included; a value a run."""
         return [sum(run["lengths"]) / run["seconds"] for run in self.runs[engine]]
 
     @property
@@ -44,6 +44,14 @@ class Comparison:
             return None
         ours, theirs = map(self.tokens_per_second, self.runs)
         return Spread.of([a / b for a, b in zip(ours, theirs, strict=True)])
+
+    @property
+    def norm_difference(self) -> float | None:
+        """The largest |ours / theirs - 1| of the gradient norms; None of one engine, or where samples were drawn."""
+        norms = [runs[0].get("norms") for runs in self.runs.values()]
+        if len(norms) == 1 or None in norms:
+            return None
+        return max(abs(a / b - 1) for a, b in zip(*norms, strict=True))
 
 
 def alternate(engines: Sequence[EngineProcess], workload: Workload, counts: list[int], repeats: int) -> Comparison:
@@ -79,7 +87,7 @@ def compare(
       cases: counts to compare them with, one after the other.
       engines: name -> (script, interpreter).
       repeats: runs of each in a comparison.
-      settings: what engines read beside the workload: "model", "dtype", "slots" and "rollout".
+      settings: what engines read beside the workload: "model", "dtype", "slots", "rollout" and "norms".
 
     Returns:
       About each engine: how it was configured, versions, seconds to load and to warm up, "peak_bytes". Comparisons of

@@ -71,14 +71,21 @@ class EngineProcess:
         self.close()
 
     def run(self, counts: list[int], seed: int) -> dict:
-        """What `Engine.run` of `engines/protocol.py` returns, and "seconds"; BenchmarkError where it fails."""
+        """What `Engine.run` of `engines/protocol.py` returns, "seconds", and "peak_bytes" of this run alone.
+
+        Raises:
+          BenchmarkError: it failed.
+        """
+        for process in self._family():
+            with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # ended meanwhile
+                pathlib.Path(f"/proc/{process}/clear_refs").write_text("5")  # the high-water mark begins anew
         with contextlib.suppress(ProcessLookupError, BrokenPipeError):  # `_receive` sees that it is gone
             os.killpg(self._process.pid, signal.SIGCONT)
             self._process.stdin.write(json.dumps({"counts": counts, "seed": seed}) + "\n")
             self._process.stdin.flush()
         result = self._receive()
         self._stop()
-        return result
+        return {**result, "peak_bytes": sum(map(_peak_bytes, self._family()))}
 
     @property
     def peak_bytes(self) -> int:

@@ -7,15 +7,20 @@ from rich.table import Table
 
 from gvm_jax.benchmark.comparison import Comparison, Spread
 
-COLUMNS = ("", "samples", "tokens/s", "seconds", "prefill s", "prefill tokens", "tokens", "ratio", "peak GB", "start s")
+COLUMNS = (
+    "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "ratio", "norms differ",
+    "run GB", "peak GB", "start s",
+)  # fmt: skip
 
 
 def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
-    """Print medians with [least, greatest], and how each engine was configured."""
-    table = Table(*COLUMNS)
-    for comparison in comparisons:
-        for engine in comparison.runs:
-            table.add_row(*row(comparison, engine, about[engine]))
+    """Print medians with [least, greatest], without empty columns, and how each engine was configured."""
+    sections = [[row(comparison, engine, about[engine]) for engine in comparison.runs] for comparison in comparisons]
+    shown = [i for i in range(len(COLUMNS)) if any(cells[i] for rows in sections for cells in rows)]
+    table = Table(*(COLUMNS[i] for i in shown))
+    for rows in sections:
+        for cells in rows:
+            table.add_row(*(cells[i] for i in shown))
         table.add_section()
     console = Console(width=160, highlight=False, markup=False)
     console.print(table)
@@ -29,16 +34,20 @@ def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
     runs, counts = comparison.runs[engine], comparison.counts
     prefill_seconds = [run["prefill_seconds"] for run in runs if run["prefill_seconds"] is not None]
     prefill_tokens = [run["stats"]["prefill_tokens"] for run in runs if "prefill_tokens" in run.get("stats", {})]
-    is_peer = engine != next(iter(comparison.runs))
+    is_peer, difference = engine != next(iter(comparison.runs)), comparison.norm_difference
+    measured = [run["seconds"] / len(run["norms"]) for run in runs if "norms" in run]
     return [
         engine,
         str(counts[0]) if len(set(counts)) == 1 else f"{min(counts)}-{max(counts)}",
         _show(comparison.tokens_per_second(engine), 1),
         _show([run["seconds"] for run in runs], 2),
+        _show(measured, 2),
         _show(prefill_seconds, 2),
         _show(prefill_tokens, 0),
         _show([sum(run["lengths"]) for run in runs], 0),
         _show_spread(comparison.ratio, 2) if is_peer else "",
+        f"{difference:.1e}" if is_peer and difference is not None else "",
+        f"{max(run['peak_bytes'] for run in runs) / 1e9:.1f}",
         f"{about['peak_bytes'] / 1e9:.1f}",
         f"{about['load_seconds']:.0f} + {about['warm_up_seconds']:.0f}",
     ]

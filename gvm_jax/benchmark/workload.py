@@ -1,4 +1,4 @@
-"""What is sampled: prompts as token ids, made once and handed to every engine."""
+"""What is sampled or measured: prompts and responses as token ids, made once and handed to every engine."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ PREFILL_SAMPLES = (1, 8, 32)  # n_i of the workload `prefill`
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """`counts[i]` samples of prompt i, each of up to `max_new_tokens` tokens."""
+    """`counts[i]` samples of prompt i, each of up to `max_new_tokens` tokens; drawn, or given by `responses`."""
 
     name: str
     prompts: list[list[int]]
@@ -25,6 +25,7 @@ class Workload:
     stop_ids: list[int]  # [] = every response has exactly `max_new_tokens` tokens
     pad_id: int  # for engines that pad
     temperature: float = 1.0
+    responses: list[list[int]] = dataclasses.field(default_factory=list)  # one of each prompt; [] = they are drawn
 
     def write(self, file: pathlib.Path, settings: dict) -> None:
         """Write the JSON object that engines read: the workload, and the settings that all of them take."""
@@ -72,16 +73,36 @@ def prefill(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], **si
     return dataclasses.replace(workload, name="prefill")
 
 
+def gradient_norms(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    answers: Sequence[str],
+    response_tokens: int = 250,
+    **sizes,
+) -> Workload:
+    """The prompts of `grouped`, each with as many of the data's answers as it takes, cut to exactly the same length."""
+    workload = grouped(tokenizer, questions, samples=1, new_tokens=response_tokens, **sizes)
+    texts = [_long_text(tokenizer, answers, first, response_tokens) for first in range(len(workload.prompts))]
+    responses = [_encode(tokenizer, text)[:response_tokens] for text in texts]
+    return dataclasses.replace(workload, name="gradient_norms", responses=responses)
+
+
 def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) -> list[int]:
-    text, index = questions[first % len(questions)], first
-    while len(_encode(tokenizer, text)) < length:
-        index += 1
-        text += " " + questions[index % len(questions)] if " " in text else questions[index % len(questions)]
+    text = _long_text(tokenizer, questions, first, length)
     before, _, after = _render(tokenizer, text).rpartition(text)
     end = _encode(tokenizer, after)
     if length <= len(end):
         raise ValueError(f"prompts of {length} tokens: the chat template alone ends with {len(end)}; ask for more")
     return _encode(tokenizer, before + text)[: length - len(end)] + end
+
+
+def _long_text(tokenizer, texts: Sequence[str], first: int, length: int) -> str:
+    """As many of the texts, from `first` on, as it takes for `length` tokens."""
+    text, index = texts[first % len(texts)], first
+    while len(_encode(tokenizer, text)) < length:
+        index += 1
+        text += " " + texts[index % len(texts)] if " " in text else texts[index % len(texts)]
+    return text
 
 
 def _render(tokenizer, question: str) -> str:

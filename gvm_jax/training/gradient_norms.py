@@ -286,9 +286,9 @@ def prediction_errors(
     softmax, arXiv 1805.02867, algorithm 3), so no logit is computed twice. The target's own column is left out: the
     small error of a confident token is then a sum of small terms, and not a difference of large ones.
 
-    A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products: less than
-    the two products of the gradient's size that they stand for as long as T < 2·D. In memory are a block's T logits and
-    the [T, T] products of each sample.
+    A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products; the norm of
+    the gradient itself, block by block, would want the logits twice, so 4·T·V·D, which is more as long as T < 2·D. In
+    memory are T logits for each token of a block, and the [T, T] products.
 
     Args:
       head: the output head, in the dtype of `states`; products are summed in float32.

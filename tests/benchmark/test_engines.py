@@ -9,16 +9,16 @@ import pytest
 
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
-from gvm_jax.benchmark.workload import Workload, grouped
+from gvm_jax.benchmark.workload import Workload, gradient_norms, grouped
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
 QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
-SETTINGS = {"model": str(MODEL), "dtype": "float32", "slots": 4, "rollout": {"page_size": 16}}
+SETTINGS = {"model": str(MODEL), "dtype": "float32", "slots": 4, "rollout": {"page_size": 16}, "norms": {}}
 
 
-def run(workload, name, counts, **changes):
+def run(workload, name, counts, task="engine", **changes):
     """An engine's run of a workload, and what it said of itself."""
-    engines = {name: (ENGINES / f"{name}_engine.py", sys.executable)}
+    engines = {name: (ENGINES / f"{name}_{task}.py", sys.executable)}
     about, [comparison] = compare(workload, [counts], engines, 1, {**SETTINGS, **changes})
     return comparison.runs[name][0], about[name]
 
@@ -49,6 +49,29 @@ def test_a_stop_token_ends_a_response_and_counts(engine, tokenizer):
 
 
 @pytest.mark.slow
+def test_methods_and_engines_agree_on_the_norms(engine, tokenizer):
+    samples = gradient_norms(tokenizer, QUESTIONS, ["46;#46", "15;#15"], 11, prompts=3, prompt_tokens=9)
+    expected, _ = run(samples, "gvm_jax", [1] * 3, "norms", norms={"method": "vmap", "chunk": 2})
+    found, about = run(samples, engine, [1] * 3, "norms")
+    assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4) and "float32" in about["configured"]
+
+
+@pytest.mark.slow
+def test_the_command_measures_norms(tmp_path):
+    data, out = tmp_path / "data.jsonl", tmp_path / "out.json"
+    data.write_text("".join(json.dumps({"question": text, "answer": "46;#46"}) + "\n" for text in QUESTIONS))
+    command = [
+        sys.executable, "-m", "gvm_jax.benchmark", f"--model={MODEL}", f"--data={data}", "--workload=gradient_norms",
+        "--dtype=float32", "--repeats=1", "--norms=method=lm_head", "--norms=chunk=4", f"--json={out}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, cwd=MODEL.parent.parent)
+    assert done.returncode == 0, done.stderr
+    assert "s/sample" in done.stdout and "method='lm_head'" in done.stdout and "prefill" not in done.stdout
+    [comparison] = json.loads(out.read_text())["comparisons"]
+    assert len(comparison["runs"]["gvm_jax"][0]["norms"]) == 8
+
+
+@pytest.mark.slow
 def test_the_command_compares_prints_and_writes(tmp_path):
     data, out = tmp_path / "data.jsonl", tmp_path / "out.json"
     data.write_text("".join(json.dumps({"question": question}) + "\n" for question in QUESTIONS))
@@ -75,6 +98,8 @@ def test_the_command_compares_prints_and_writes(tmp_path):
         (["--data=/no/file.jsonl"], "/no/file.jsonl"),
         (["--model=/no/folder"], "/no/folder"),
         (["--engines=tunix"], "pip install google-tunix"),
+        (["--workload=gradient_norms", "--engines=gvm_jax,vllm"], "gradient_norms: vllm cannot run it"),
+        (["--norms=chunk"], "--norms=chunk: must be FIELD=VALUE"),
     ],
 )
 def test_bad_flags_end_with_what_to_do(tmp_path, flags, message):
@@ -90,3 +115,16 @@ def test_an_unknown_rollout_field_is_named(tokenizer):
     workload = grouped(tokenizer, QUESTIONS, prompts=1, prompt_tokens=5)
     with pytest.raises(BenchmarkError, match=r"--rollout=pagesize=...: no field of rollout; allowed are .*page_size"):
         run(workload, "gvm_jax", [1], rollout={"pagesize": 1})
+
+
+@pytest.mark.parametrize(
+    ("norms", "message"),
+    [
+        ({"metod": "gram"}, r"--norms=metod=...: no field of the norms; allowed are method, .*chunk"),
+        ({"remat": "False"}, "--norms=remat=False: must be like remat=false"),
+    ],
+)
+def test_a_wrong_field_of_the_norms_is_named(tokenizer, norms, message):
+    workload = gradient_norms(tokenizer, QUESTIONS, ["46"], 4, prompts=1, prompt_tokens=5)
+    with pytest.raises(BenchmarkError, match=message):
+        run(workload, "gvm_jax", [1], "norms", norms=norms)

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from gvm_jax.benchmark.workload import GVM_COUNTS, PREFILL_SAMPLES, grouped, gsm8k, prefill
+from gvm_jax.benchmark.workload import GVM_COUNTS, PREFILL_SAMPLES, gradient_norms, grouped, gsm8k, prefill
 
 QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
 
@@ -50,6 +50,15 @@ def test_gvm_counts_are_many_few_and_few_many():
 def test_prefill_is_one_token_of_as_many_samples_as_any_case(tokenizer):
     workload = prefill(tokenizer, QUESTIONS)
     assert workload.max_new_tokens == 1 and workload.counts == [max(PREFILL_SAMPLES)] * 8
+
+
+def test_gradient_norms_are_of_the_answers_cut_to_one_length(tokenizer):
+    answers = ["46;+46", "15;+15"]
+    workload = gradient_norms(tokenizer, QUESTIONS, answers, response_tokens=9, prompts=3, prompt_tokens=7)
+    assert workload.prompts == grouped(tokenizer, QUESTIONS, prompts=3, prompt_tokens=7).prompts
+    assert [tokenizer.decode(response) for response in workload.responses] == ["46;+4615;", "15;+1546;", "46;+4615;"]
+    assert workload.counts == [1] * 3
+    workload.check([9] * 3, [1] * 3)
 
 
 def test_what_was_not_asked_for_is_refused(tokenizer):

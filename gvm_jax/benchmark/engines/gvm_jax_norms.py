@@ -1,0 +1,67 @@
+"""This project's gradient norms, as a training step calls them."""
+
+import dataclasses
+import json
+import pathlib
+
+from protocol import serve
+
+
+class GvmJaxNorms:
+    """All samples in one call; the parameters are cast once, as the peer holds its own."""
+
+    def __init__(self, workload: dict):
+        import jax
+        import jax.numpy as jnp
+        import numpy as np
+
+        from gvm_jax.models.config import Qwen2Config
+        from gvm_jax.models.qwen2 import Model
+        from gvm_jax.models.weights import load_params
+        from gvm_jax.rollout.rollouts import Samples
+        from gvm_jax.runtime.mesh import describe_devices
+        from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
+
+        defaults = {"method": "gram", "parameters": "embed_tokens", "chunk": 1, "max_samples": 0, "remat": False}
+        for name, value in workload["norms"].items():
+            if name not in defaults:
+                raise ValueError(f"--norms={name}=...: no field of the norms; allowed are {', '.join(defaults)}")
+            if type(value) is not type(defaults[name]):
+                raise ValueError(f"--norms={name}={value}: must be like {name}={json.dumps(defaults[name])}")
+        given = {**defaults, **workload["norms"]}
+        settings = GradientNormSettings(**{f.name: given[f.name] for f in dataclasses.fields(GradientNormSettings)})
+        folder, dtype = pathlib.Path(workload["model"]), np.dtype(workload["dtype"])
+        model = Model(Qwen2Config.from_folder(folder), dtype, remat=given["remat"])
+        params = load_params(model, folder, dtype=dtype)
+
+        prompts, responses = workload["prompts"], workload["responses"]
+        samples = Samples(max(map(len, responses)))
+        for row, response in zip(samples.add(len(responses)), responses, strict=True):
+            samples.append(np.array([row]), np.array([response]), np.zeros((1, len(response)), np.float32))
+        rollouts = samples.rollouts(prompts, np.arange(len(prompts)), max(map(len, prompts)))
+        rows, wanted = np.arange(len(prompts)), np.ones(len(prompts), bool)
+
+        def norms(params, rollouts):
+            return per_sample_gradient_norms(
+                model, params, rollouts, jnp.array(rows), jnp.array(wanted), settings, workload["temperature"], 128
+            )
+
+        self._lowered = jax.jit(norms).lower(params, rollouts)
+        self._arguments, self._lengths = (params, rollouts), samples.lengths.tolist()
+        self.configured = f"computed in {workload['dtype']}, {settings}, remat={given['remat']}, {describe_devices()}"
+
+    def warm_up(self) -> None:
+        """Compiles, and a whole run."""
+        self._compiled = self._lowered.compile()
+        temporaries = self._compiled.memory_analysis().temp_size_in_bytes / 1e9
+        self.configured += f", {temporaries:.2f} GB of temporaries"
+        self.run([], 0)
+
+    def run(self, counts: list[int], seed: int) -> dict:
+        """One call; each sample is measured once."""
+        norms = self._compiled(*self._arguments).tolist()
+        return {"norms": norms, "lengths": self._lengths, "prefill_seconds": None}
+
+
+if __name__ == "__main__":
+    serve(GvmJaxNorms, ("jax", "jaxlib", "flax"))
