@@ -454,17 +454,19 @@ def test_sharded_prompts_get_the_counts_of_unsharded_ones(test_mesh):
     rng = np.random.default_rng(0)
     a, costs = (np.exp(rng.normal(0, 1, 1000)).astype(np.float32) for _ in range(2))
     a[::3], costs[::2] = 1.0, 1.0  # ties
+    dimes = np.full(1000, 0.1, np.float32)  # whose sum depends on the order of additions: all budgets are borderline
+    bounds = np.full(1000, 1), np.full(1000, 50)
     sharding = NamedSharding(test_mesh(data=4), PartitionSpec("data"))
-    split = [jax.device_put(x, sharding) for x in (a, np.full(1000, 1), np.full(1000, 50), costs)]
-    solver = compiled["inverse"]
-    expected = np.asarray(solver(a, 4321, np.full(1000, 1), np.full(1000, 50)))
-    assert_feasible(expected, 4321, 1, 50)
-    assert len(split[0].sharding.device_set) == 4
-    np.testing.assert_array_equal(solver(split[0], 4321, *split[1:3]), expected)
-    for budget_in in ("samples", "costs"):
-        solver = compiled_costs["inverse", budget_in]
-        expected = np.asarray(solver(a, 4321, np.full(1000, 1), np.full(1000, 50), costs))
-        np.testing.assert_array_equal(solver(split[0], 4321, *split[1:]), expected)
+    cases = [(compiled["inverse"], 4321, ()), (compiled_costs["inverse", "samples"], 4321, (costs,))]
+    cases += [(compiled_costs["inverse", "costs"], 4321.0, (costs,))]
+    cases += [(compiled_costs["inverse", "costs"], 0.1 * number, (dimes,)) for number in range(1500, 4500, 150)]
+    for solver, budget, costs_or_none in cases:
+        arrays = (a, *bounds, *costs_or_none)
+        split = [jax.device_put(array, sharding) for array in arrays]
+        assert len(split[0].sharding.device_set) == 4
+        expected = np.asarray(solver(a, budget, *arrays[1:]))
+        assert expected.sum() == 4321 or solver is compiled_costs["inverse", "costs"]
+        np.testing.assert_array_equal(solver(split[0], budget, *split[1:]), expected)
 
 
 @every_term
@@ -586,10 +588,19 @@ def test_a_budget_of_costs_buys_no_sample_that_gains_nothing():
     assert solve_costs([0.0] * 3, 1000.0, [0, 1, 2], 9, [1.0] * 3, "costs").tolist() == [0, 1, 2]
 
 
+def test_samples_too_cheap_to_show_in_the_sum_of_costs_are_still_bought():
+    assert solve_costs([1e30, 1e-20], 1e10, 1, 9, [1e9, 1.0], "costs").tolist() == [9, 9]
+    assert solve_costs([1.0, 1.0], 9e9 + 2000, [9, 1], [9, 40], [1e9, 1.0], "costs").tolist() == [9, 40]
+
+
 def test_prompts_whose_cost_is_no_positive_number_gain_nothing():
     costs = [1.0, 0.0, -1.0, np.nan, np.inf, 2.0]
     assert solve_costs([1.0] * 6, 1000.0, 1, 4, costs, "costs").tolist() == [4, 1, 1, 1, 1, 4]
     assert solve_costs([1.0] * 6, 13, 1, 4, costs, "samples").tolist() == [4, 2, 1, 1, 1, 4]
+
+
+def test_costs_too_far_apart_for_float32_leave_the_dear_prompt_at_its_floor():
+    assert solve_costs([1.0, 1.0], 5e37, 1, 9, [1e-37, 1e37], "costs").tolist() == [9, 1]
 
 
 def test_costs_of_prompts_that_are_masked_out_do_not_matter():
