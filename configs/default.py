@@ -105,7 +105,7 @@ def get_config() -> ConfigDict:
     config.objective.algorithm = "raft_pp"  # raft | raft_pp | reinforce | rloo | grpo | dr_grpo | dapo | gspo
     # log_likelihood | reward | sequence_mean | token_mean | auto (by algorithm); training/objectives.py explains them
     config.objective.weighting = "auto"
-    config.objective.clip_low = 0.2  # the importance ratio is clipped below 1 - clip_low
+    config.objective.clip_low = 0.2  # the importance ratio is clipped below 1 - clip_low (gspo publishes 3e-4 and 4e-4)
     config.objective.clip_high = 0.2  # ... and above 1 + clip_high
     config.objective.dual_clip = 0.0  # c: a negative advantage pulls at most c-fold; 0 = no such clip
     config.objective.mask_truncated = False  # leave responses that were cut at max_new_tokens out of the loss

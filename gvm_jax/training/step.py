@@ -295,6 +295,8 @@ class TrainStep:
                 micro_step, (params, zeros, first), tuple(update_batches)
             )
             sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
+            # 0 where an update has no trained row: its loss and gradients are 0 too.
+            sums = sums.replace(denominator=jnp.where(sums.denominator > 0, sums.denominator, 1.0))
             gradients = jax.tree.map(lambda g: g / sums.denominator, gradients)
             updates, opt_state = self.optimizer.update(gradients, opt_state, params)
             return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients), norms)

@@ -35,11 +35,13 @@ def test_error_is_variance_and_squared_bias(pool, bias):
         assert root == 0 and 0 < error < 0.05
 
 
-def test_the_standard_error_of_the_squared_bias_is_its_spread_over_seeds(pool):
+def test_the_squared_bias_is_unbiased_and_spreads_over_seeds_as_its_standard_error_says(pool):
     for bias in ((0.0, 0.0), (0.6, 0.8)):
         every = (normal_estimates(np.array(bias), 0.5, seed) for seed in range(60))
         results = [measure(pool, estimates, np.array([[3.0, 4.0]])) for estimates in every]
-        spread = np.std([result.squared_bias for result in results], ddof=1)
+        found = np.array([result.squared_bias for result in results])
+        spread = np.std(found, ddof=1)
+        assert abs(found.mean() - np.dot(bias, bias) / 25) < 3 * spread / np.sqrt(60)
         np.testing.assert_allclose(np.mean([result.squared_bias_error for result in results]), spread, rtol=0.3)
 
 

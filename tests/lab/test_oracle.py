@@ -68,9 +68,9 @@ def test_one_sample_is_none_where_a_baseline_is_of_the_others(lab_config, make_s
 def test_best_counts_equal_a_search_of_all_counts(seed):
     random = np.random.default_rng(seed)
     n = np.arange(1, 31)
-    variance = np.concatenate([np.zeros((3, 1)), random.uniform(0.5, 4, (3, 1)) / n], axis=1)
-    lost = random.uniform(0.2, 0.7, (3, 1)) ** np.arange(31)
-    directions = random.normal(size=(3, 2, 5)) + 0.5
+    variance = np.concatenate([np.zeros((3, 1)), random.uniform(0.1, 1, (3, 1)) / n], axis=1)
+    lost = random.uniform(0.5, 0.9, (3, 1)) ** np.arange(31)
+    directions = random.normal(size=(3, 2, 5)) + 1  # much in common: the biases of prompts add up
     table = ErrorTable(variance, -lost[..., None] * np.array([1.0, 0.0]), np.tensordot(directions, directions, (2, 2)))
     lengths = random.uniform(2, 6, 3)
     found = best_counts(table, tokens=150.0, mean_lengths=lengths, minimum=1)

@@ -45,6 +45,14 @@ def test_all_spend_the_same_tokens_but_those_that_stop_before(studied):
     assert len(lines) == len(ENTRIES)
 
 
+def test_ratios_are_to_equal_counts_and_to_the_oracle(studied):
+    _, _, study, _ = studied
+    for row in study.rows[:-1]:
+        np.testing.assert_allclose(row.gain.value, study.rows[0].measured.error / row.measured.error)
+        np.testing.assert_allclose(row.gap.value, row.measured.error / study.oracle.error)
+        np.testing.assert_allclose(row.variance_gap.value, row.measured.variance / study.oracle.variance)
+
+
 def test_strategies_that_stop_before_are_compared_at_what_they_spend(studied):
     """Equal counts at the whole budget err less than at what DAPO spent, so they would make it look worse."""
     _, _, study, _ = studied
