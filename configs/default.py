@@ -47,12 +47,13 @@ def get_config() -> ConfigDict:
     config.rollout.top_p = 1.0  # nucleus sampling; 1 = off
     config.rollout.top_k = 0  # sample among the k likeliest tokens; 0 = off
     config.rollout.stop_tokens = ()  # texts of stop tokens; () = what the model's generation config and tokenizer name
-    config.rollout.slots = 64  # sequences decoded at once
+    config.rollout.slots = 64  # sequences that a replica of the model decodes at once
     config.rollout.page_size = 64  # tokens in a page of the KV cache; a power of two up to 128
-    config.rollout.pages = 0  # pages in the KV cache; 0 = as many as the slots can ever need
+    config.rollout.pages = 0  # pages in a replica's KV cache; 0 = as many as the slots can ever need
     config.rollout.block_steps = 8  # decode steps between two looks of the host at the slots
     config.rollout.prefill_tokens = 512  # prompt tokens computed at once
     config.rollout.attention = "auto"  # xla | tpu | tpu_shared | gpu | auto (`tpu` on TPUs, else `xla`)
+    config.rollout.tensor = 0  # devices of a replica, all of one process; 0 = mesh.tensor
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()

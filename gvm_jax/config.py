@@ -102,6 +102,7 @@ RULES: dict[str, Rule] = {
     "rollout.block_steps": _integer(at_least=1),
     "rollout.prefill_tokens": _integer(at_least=1),
     "rollout.attention": _choice("auto", "xla", "tpu", "tpu_shared", "gpu"),
+    "rollout.tensor": _integer(at_least=0),
     "rollout.weight_dtype": _choice("compute", "int8"),
     "rewards.workers": _integer(at_least=0),
     "rewards.deadline_seconds": _number(above=0),

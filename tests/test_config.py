@@ -87,6 +87,7 @@ BROKEN = [
     ("rollout__pages", -1),
     ("rollout__block_steps", 0),
     ("rollout__prefill_tokens", 0),
+    ("rollout__tensor", -1),
     ("rollout__attention", "flash"),
     ("rollout__weight_dtype", "int4"),
     ("rewards__workers", -1),

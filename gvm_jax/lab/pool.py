@@ -29,6 +29,7 @@ from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.engine import Policy
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
+from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 from gvm_jax.training.run import Run
 
@@ -89,7 +90,7 @@ def collect(
     _claim(folder, _identity(run.config, params, step, settings))
     policy = run.engine.load(params)
     sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
-    measure = jax.jit(functools.partial(_gradients, run, settings))
+    measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.mesh))
     blocks = []
     for begin in range(0, settings.prompts, settings.block):
         path = folder / f"{begin:05d}.npz"

@@ -271,4 +271,5 @@ def sample_coefficients(
         old = None if objective.importance_cap is None else first_token
         return objective.loss_sums(logprobs, first_token, old, None, terms, lengths, denominator).loss
 
-    return -jax.grad(loss)(first_token)[:, 0] / denominator
+    # 0 where no row is trained: then the loss is 0 too.
+    return -jax.grad(loss)(first_token)[:, 0] / jnp.where(denominator > 0, denominator, 1.0)

@@ -1,6 +1,8 @@
 """The rollout engine: n_i samples of each prompt i from a paged KV cache, decoded on the device in blocks of steps."""
 
 import dataclasses
+import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Int, Key
+from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
 from gvm_jax.models.quantize import quantize
@@ -17,8 +19,10 @@ from gvm_jax.models.sharding import param_shardings, replicated
 from gvm_jax.rollout.attention import PagedAttention, make_tiles, resolve_attention
 from gvm_jax.rollout.pages import TRASH_PAGE, least_pages, pages_for
 from gvm_jax.rollout.programs import Batch, Programs
+from gvm_jax.rollout.replicas import Replicas
 from gvm_jax.rollout.rollouts import Rollouts, Samples
-from gvm_jax.rollout.scheduler import Plan, Scheduler
+from gvm_jax.rollout.scheduler import Piece, Plan, Request, Scheduler
+from gvm_jax.runtime.mesh import compiler_options, local_mesh, on_local_mesh, replica_mesh
 
 PIECE = 32  # prompt tokens in a row of a prefill call; a prompt's last piece is the only padding
 
@@ -42,6 +46,7 @@ class RolloutSettings:
     top_k: int = 0
     attention: str = "auto"
     weight_dtype: str = "compute"
+    tensor: int = 0  # devices of a replica; 0 = the mesh's tensor axis
 
     @classmethod
     def from_config(cls, config) -> "RolloutSettings":
@@ -99,7 +104,12 @@ class SampleStats:
 
 
 class RolloutEngine:
-    """Samples prompts with a model. Knows tokens only; compiles its programs once, at the first `load`."""
+    """Samples prompts with a model. Knows tokens only; compiles its programs once, at the first `load`.
+
+    The mesh's devices are dealt to replicas of `settings.tensor` devices; each holds the whole model, and slots and
+    pages of its own. A process samples on its own replicas alone. They run one program, which differs between them in
+    their sequences only, not in shapes.
+    """
 
     def __init__(self, model: Model, mesh: Mesh, settings: RolloutSettings, stop_ids: Sequence[int]):
         self.settings, self.stop_ids = settings, np.array(sorted(stop_ids), np.int32)
@@ -114,10 +124,13 @@ class RolloutEngine:
             params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
             return unstack(params) if unstacked else params
 
-        self._mesh = mesh
+        all_replicas = replica_mesh(mesh, settings.tensor or mesh.shape["tensor"])
+        self._mesh = mesh = local_mesh(all_replicas)
+        self.replicas = mesh.shape["data"]
         self._model = Model(model.config, model.dtype, stacked=not unstacked, weight_dtype="int8" if int8 else None)
         self._shardings = param_shardings(self._model, mesh)
-        self._to_own_layout = jax.jit(convert, out_shardings=self._shardings)
+        self._shardings_everywhere = param_shardings(self._model, all_replicas)
+        self._to_own_layout = jax.jit(convert, out_shardings=self._shardings_everywhere)
         self._params = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(convert, model.abstract_params), self._shardings,
@@ -128,9 +141,9 @@ class RolloutEngine:
         kv_axis = "tensor" if config.num_key_value_heads % mesh.shape["tensor"] == 0 else None
         shape = (config.num_hidden_layers * settings.num_pages, settings.page_size, 2 * config.num_key_value_heads)
         self._cache = jax.ShapeDtypeStruct(
-            (*shape, self._attention.cache_head_dim(config.head_dim)),
+            (self.replicas, *shape, self._attention.cache_head_dim(config.head_dim)),
             model.dtype,
-            sharding=NamedSharding(mesh, PartitionSpec(None, None, kv_axis, None)),
+            sharding=NamedSharding(mesh, PartitionSpec("data", None, None, kv_axis, None)),
         )
         self._decode: dict[int, Callable] = {}  # by width
 
@@ -141,7 +154,7 @@ class RolloutEngine:
 
     @property
     def cache_bytes(self) -> int:
-        """Size of the KV cache: layers · pages · page size · 2 · kv heads · head dim · bytes of a number."""
+        """Size of this process's KV cache: replicas · layers · pages · page size · 2 · kv heads · head dim · bytes."""
         return self._cache.size * self._cache.dtype.itemsize
 
     def load(self, params: Params) -> "Policy":
@@ -151,9 +164,11 @@ class RolloutEngine:
         """
         if not self._decode:
             self._compile()
-        if not self._own_layout:
-            return Policy(self, jax.device_put(params, self._shardings))
-        return Policy(self, self._to_own_layout(params))
+        if self._own_layout:
+            params = self._to_own_layout(params)
+        else:
+            params = jax.device_put(params, self._shardings_everywhere)
+        return Policy(self, jax.tree.map(on_local_mesh, params, self._shardings))
 
     def sample(self, params: Params, *args, **kwargs) -> Rollouts:
         """`load(params).sample(...)`, for a single call with these parameters."""
@@ -170,24 +185,54 @@ class RolloutEngine:
             tuple(self.stop_ids.tolist()),
         )
 
-        def abstract(x):
-            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere)
+        everywhere, by_replica = replicated(self._mesh), NamedSharding(self._mesh, PartitionSpec("data"))
+        cache = self._cache.sharding
+
+        def abstract(x, sharding=everywhere):
+            return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding)
+
+        def of_replicas(x):
+            return jax.tree.map(lambda x: abstract(x, by_replica), self._stack([x] * self.replicas))
 
         key = abstract(jax.eval_shape(lambda: jax.random.key(0)))
         temperature = abstract(np.float32(0))
-        sharding = self._cache.sharding
-        self._new_cache = jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding)
-        prefill = jax.jit(programs.prefill, donate_argnums=1, out_shardings=sharding)
-        copy = jax.jit(programs.copy_pages, donate_argnums=0, out_shardings=sharding)
-        decode = jax.jit(programs.decode, donate_argnums=1, out_shardings=(sharding, everywhere, everywhere))
-        pieces = jax.tree.map(abstract, self._pieces([])[0])
-        pages = abstract(np.zeros(settings.slots, np.int32))
-        self._prefill = prefill.lower(self._params, self._cache, *pieces).compile()
+        jit = functools.partial(jax.jit, compiler_options=compiler_options(self._mesh))
+        self._new_cache = jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=cache)
+        prefill = jit(self._on_replicas(programs.prefill, common=[0]), donate_argnums=1, out_shardings=cache)
+        copy = jit(self._on_replicas(programs.copy_pages), donate_argnums=0, out_shardings=cache)
+        results = cache, by_replica, by_replica
+        decode = jit(self._on_replicas(programs.decode, common=[0, 3, 4]), donate_argnums=1, out_shardings=results)
+        pages = of_replicas(np.zeros(settings.slots, np.int32))
+        self._prefill = prefill.lower(self._params, self._cache, *of_replicas(self._pieces([])[0])).compile()
         self._copy = copy.lower(self._cache, pages, pages).compile()
         idle = Scheduler(Samples(1), settings.slots, 1, settings.page_size, settings.max_tokens, 1)
         for width in settings.widths:
-            batch = jax.tree.map(abstract, self._batch(idle, np.zeros(0, np.int32), width))
+            batch = of_replicas(self._batch(idle, np.zeros(0, np.int32), width))
             self._decode[width] = decode.lower(self._params, self._cache, batch, key, temperature).compile()
+
+    def _on_replicas(self, program: Callable, common: Sequence[int] = ()) -> Callable:
+        """The program on every replica: arguments and results have the replica as first axis, but for `common` ones."""
+
+        def of_one(*args):
+            args = [
+                arg if i in common else jax.tree.map(lambda x: x.reshape(x.shape[1:]), arg)
+                for i, arg in enumerate(args)
+            ]
+            return jax.tree.map(lambda x: x[None], program(*args))
+
+        def of_all(*args):
+            specs = tuple(PartitionSpec() if i in common else PartitionSpec("data") for i in range(len(args)))
+            return jax.shard_map(
+                of_one, mesh=self._mesh, axis_names={"data"}, in_specs=specs, out_specs=PartitionSpec("data"),
+                check_vma=False,
+            )(*args)  # fmt: skip
+
+        return of_all
+
+    @staticmethod
+    def _stack(trees: Sequence):
+        """One tree of host arrays from those of all replicas."""
+        return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
 
     def _pieces(self, pieces) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Tokens, positions and page tables of prefill calls: rows of `PIECE` tokens, from any sequences."""
@@ -295,10 +340,9 @@ class Policy:
 class _Block:
     """A block of decode steps that was handed to the device."""
 
-    slots: Int[np.ndarray, " n"]
-    rows: Int[np.ndarray, " n"]
-    tokens: Array
-    logprobs: Array
+    slots: list[Int[np.ndarray, " n"]]  # of each replica
+    tokens: Int[Array, "R S K"]
+    logprobs: Float[Array, "R S K"]
 
 
 class Sampling:
@@ -313,14 +357,8 @@ class Sampling:
         self._temperature = np.float32(temperature)
         settings = self._engine.settings
         self._samples = Samples(settings.max_new_tokens)
-        self._scheduler = Scheduler(
-            self._samples,
-            settings.slots,
-            settings.num_pages,
-            settings.page_size,
-            settings.max_tokens,
-            settings.block_steps,
-        )
+        sizes = settings.slots, settings.num_pages, settings.page_size, settings.max_tokens, settings.block_steps
+        self._replicas = Replicas([Scheduler(self._samples, *sizes) for _ in range(self._engine.replicas)])
         self._prompts: list[np.ndarray] = []
         self._group: list[int] = []  # of each row
         self._block: _Block | None = None
@@ -347,17 +385,19 @@ class Sampling:
         tokens = np.asarray(tokens, np.int32)
         self._group.extend([len(self._prompts)] * count)
         self._prompts.append(tokens)
-        return self._scheduler.request(tokens, prompt_id, count, first_sample, expected_length)
+        rows = self._samples.add(count)
+        self._replicas.request(Request(tokens, prompt_id, rows, first_sample, expected_length))
+        return rows
 
     @property
     def done(self) -> bool:
         """Every sample requested so far has ended and was returned by `advance`."""
-        return self._block is None and self._scheduler.done
+        return self._block is None and self._replicas.done
 
     def advance(self) -> list[int]:
         """Waits for the block in flight, starts the next, and returns the rows that ended."""
         ended = self._collect()
-        if not self._scheduler.done:
+        if not self._replicas.done:
             self._dispatch()
         else:
             self._policy._cache = self._cache
@@ -382,48 +422,64 @@ class Sampling:
         self.stats.decode_seconds += now - self._ready
         self.stats.seconds = now - self._started
         self._ready = now
-        count = len(block.slots)
-        steps = self._samples.append(block.rows, tokens[:count], logprobs[:count])
-        last = tokens[np.arange(count), steps - 1]
-        stopped = np.isin(last, self._engine.stop_ids)
-        ended = stopped | (self._samples.lengths[block.rows] == self._samples.max_response)
-        self._samples.stopped[block.rows] = stopped
-        self._scheduler.advance(block.slots, steps, last, ended)
-        self.stats.sampled_tokens += int(steps.sum())
-        return block.rows[ended].tolist()
+        ended_rows = []
+        for scheduler, slots, its_tokens, its_logprobs in zip(
+            self._replicas.schedulers, block.slots, tokens, logprobs, strict=True
+        ):
+            count, rows = len(slots), scheduler.row[slots]
+            steps = self._samples.append(rows, its_tokens[:count], its_logprobs[:count])
+            last = its_tokens[np.arange(count), steps - 1]
+            stopped = np.isin(last, self._engine.stop_ids)
+            ended = stopped | (self._samples.lengths[rows] == self._samples.max_response)
+            self._samples.stopped[rows] = stopped
+            scheduler.advance(slots, steps, last, ended)
+            self.stats.sampled_tokens += int(steps.sum())
+            ended_rows += rows[ended].tolist()
+        return ended_rows
 
     def _dispatch(self) -> None:
-        settings, scheduler = self._engine.settings, self._scheduler
+        engine, settings = self._engine, self._engine.settings
         self._policy._cache = None
-        plan = scheduler.plan(PIECE, self._engine.settings.prefill_tokens)
-        self.stats.preemptions = scheduler.preemptions
-        if plan.pieces:
-            self._compute(plan)
-        if plan.copy_to:
-            pad = settings.slots - len(plan.copy_to)
-            source, target = (
-                np.pad(np.array(pages, np.int32), (0, pad), constant_values=TRASH_PAGE)
-                for pages in (plan.copy_from, plan.copy_to)
-            )
-            self._cache = self._engine._copy(self._cache, source, target)
-        width = next(width for width in settings.widths if width >= len(plan.slots))
-        batch = self._engine._batch(scheduler, plan.slots, width)
-        self._cache, tokens, logprobs = self._engine._decode[width](
-            self._policy._params, self._cache, batch, self._key, self._temperature
+        plans = self._replicas.plan(PIECE, settings.prefill_tokens)
+        self.stats.preemptions = self._replicas.preemptions
+        if any(plan.pieces for plan in plans):
+            self._compute([plan.pieces for plan in plans])
+        if any(plan.copy_to for plan in plans):
+            source, target = engine._stack([self._copies(plan) for plan in plans])
+            self._cache = engine._copy(self._cache, source, target)
+        widest = max(len(plan.slots) for plan in plans)
+        width = next(width for width in settings.widths if width >= widest)
+        schedulers = self._replicas.schedulers
+        batches = [engine._batch(*of_one, width) for of_one in zip(schedulers, [p.slots for p in plans], strict=True)]
+        self._cache, tokens, logprobs = engine._decode[width](
+            self._policy._params, self._cache, engine._stack(batches), self._key, self._temperature
         )
-        self._block = _Block(plan.slots, scheduler.row[plan.slots], tokens, logprobs)
+        self._block = _Block([plan.slots for plan in plans], tokens, logprobs)
         now = time.perf_counter()
         self.stats.idle_seconds += now - self._ready
         self.stats.decode_blocks += 1
         self._ready = now
 
-    def _compute(self, plan: Plan) -> None:
+    def _copies(self, plan: Plan) -> tuple[Int[np.ndarray, " S"], Int[np.ndarray, " S"]]:
+        """Pages to copy from and to; unused entries copy the trash page to itself."""
+        pad = self._engine.settings.slots - len(plan.copy_to)
+        source, target = (
+            np.pad(np.array(pages, np.int32), (0, pad), constant_values=TRASH_PAGE)
+            for pages in (plan.copy_from, plan.copy_to)
+        )
+        return source, target
+
+    def _compute(self, pieces: Sequence[list[Piece]]) -> None:
+        """Computes the pieces of each replica, in as many calls as the busiest needs."""
         begin = time.perf_counter()
         self.stats.idle_seconds += begin - self._ready
-        for call in self._engine._pieces(plan.pieces):
+        calls = [self._engine._pieces(of_replica) for of_replica in pieces]
+        (nothing,) = self._engine._pieces([])
+        for turn in itertools.zip_longest(*calls, fillvalue=nothing):
+            call = self._engine._stack(turn)
             self._cache = self._engine._prefill(self._policy._params, self._cache, *call)
             self.stats.prefill_rows += call[0].size
         jax.block_until_ready(self._cache)
         self._ready = time.perf_counter()
         self.stats.prefill_seconds += self._ready - begin
-        self.stats.prefill_tokens += sum(len(piece.tokens) for piece in plan.pieces)
+        self.stats.prefill_tokens += sum(len(piece.tokens) for of_replica in pieces for piece in of_replica)

@@ -1,7 +1,7 @@
 """The engine's jitted programs: prefill pieces of prompts, copy pages, decode a block of steps.
 
 All shapes are fixed by the settings, so each program is compiled once for each width of a batch. The cache is donated
-to every call.
+to every call. Each replica runs them on its own sequences, inside a `jax.shard_map` over the mesh axis "data".
 """
 
 import dataclasses
@@ -67,7 +67,7 @@ class Programs:
     def decode(
         self, params: Params, cache: Float[Array, "LP page KV2 D"], batch: Batch, key: Key[Array, ""], temperature
     ) -> tuple[Float[Array, "LP page KV2 D"], Int[Array, "S K"], Float[Array, "S K"]]:
-        """Up to `block_steps` tokens for each sequence; ends early when every sequence has ended.
+        """Up to `block_steps` tokens for each sequence; ends early when every sequence of every replica has ended.
 
         Returns the sampled tokens (-1 after a sequence's end) and their log-probabilities under the policy
         softmax(logits / temperature), before the nucleus and top-k cuts.
@@ -77,8 +77,12 @@ class Programs:
         size = (batch.token.shape[0], self.block_steps)
         sample_keys = jax.vmap(sample_key, (None, 0, 0))(key, batch.prompt_id, batch.sample)
 
+        def any_live(position):
+            # Agreed on by all replicas: a step's collectives over their devices may involve all of the mesh's.
+            return jax.lax.pmax((position >= 0).any().astype(jnp.int32), "data")
+
         def step(carry):
-            i, cache, token, position, tokens, logprobs = carry
+            i, _, cache, token, position, tokens, logprobs = carry
             active = position >= 0
             attention = self.attention.decode(batch.page_table, position, batch.shared, batch.tiles)
             at = jnp.maximum(position, 0)
@@ -89,12 +93,13 @@ class Programs:
             tokens = tokens.at[:, i].set(jnp.where(active, token, -1))
             logprobs = logprobs.at[:, i].set(select_logprobs(logits, token, temperature))
             ends = (token[:, None] == stop_ids).any(-1) | (at + 2 >= batch.limit)
-            return i + 1, cache, token, jnp.where(active & ~ends, position + 1, -1), tokens, logprobs
+            position = jnp.where(active & ~ends, position + 1, -1)
+            return i + 1, any_live(position), cache, token, position, tokens, logprobs
 
         def unfinished(carry):
-            return (carry[0] < self.block_steps) & (carry[3] >= 0).any()
+            return (carry[0] < self.block_steps) & (carry[1] > 0)
 
         empty = jnp.full(size, -1, jnp.int32), jnp.zeros(size, jnp.float32)
-        start = (jnp.int32(0), cache, batch.token, batch.position, *empty)
-        _, cache, _, _, tokens, logprobs = jax.lax.while_loop(unfinished, step, start)
+        start = (jnp.int32(0), any_live(batch.position), cache, batch.token, batch.position, *empty)
+        _, _, cache, _, _, tokens, logprobs = jax.lax.while_loop(unfinished, step, start)
         return cache, tokens, logprobs

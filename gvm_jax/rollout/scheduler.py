@@ -1,4 +1,4 @@
-"""Which sample decodes in which slot on which pages: the host's side of continuous batching. Knows no JAX."""
+"""Which sample decodes in which slot on which pages of one replica: the host's side of continuous batching. No JAX."""
 
 import bisect
 import collections
@@ -19,6 +19,7 @@ class _Group:
     prompt_id: int
     next_row: int
     next_sample: int
+    expected_length: float
     waiting: int  # samples that were never admitted
     unfinished: int
     running: int = 0
@@ -28,6 +29,17 @@ class _Group:
     def cached(self) -> int:
         """Prompt tokens in the cache: the last one is each sample's first input."""
         return len(self.tokens) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Consecutive samples of a prompt."""
+
+    tokens: Int[np.ndarray, " P"]
+    prompt_id: int
+    rows: range  # of `Samples`
+    first_sample: int  # index of the first
+    expected_length: float  # response tokens to expect; the longest start first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +81,8 @@ class Scheduler:
         )  # group, row, sample, serial
         self._serial = 0
         self.preemptions = 0
+        self.waiting = 0  # samples that were never admitted
+        self.expected_tokens = 0.0  # of the samples that have not ended
 
         def column():
             return np.zeros(slots, np.int32)
@@ -79,20 +93,44 @@ class Scheduler:
         self.page_table = np.full((slots, pages_for(max_tokens, page_size)), TRASH_PAGE, np.int32)
         self._held, self._shared_pages = column(), column()  # entries of the page table: filled; the prompt's
 
-    def request(
-        self, tokens: Int[np.ndarray, " P"], prompt_id: int, count: int, first_sample: int, expected_length: float
-    ) -> range:
-        """Queues `count` samples of a prompt and returns their rows."""
-        rows = self.samples.add(count)
-        if count:
-            self._groups.append(_Group(tokens, prompt_id, rows.start, first_sample, count, count))
-            bisect.insort(self._queue, ((-expected_length, -count), len(self._groups) - 1))
-        return rows
+    def request(self, request: Request) -> None:
+        """Queues the samples."""
+        r, count = request, len(request.rows)
+        if not count:
+            return
+        self._groups.append(
+            _Group(r.tokens, r.prompt_id, r.rows.start, r.first_sample, r.expected_length, count, count)
+        )
+        bisect.insort(self._queue, ((-r.expected_length, -count), len(self._groups) - 1))
+        self.waiting += count
+        self.expected_tokens += count * max(r.expected_length, 1.0)
+
+    def give(self, most: int) -> Request:
+        """Takes back up to `most` samples, at least one, of the prompt that comes last among those that wait."""
+        index = self._queue[-1][1]
+        group = self._groups[index]
+        count = min(most, group.waiting)
+        group.waiting -= count
+        group.unfinished -= count
+        self.waiting -= count
+        self.expected_tokens -= count * max(group.expected_length, 1.0)
+        if not group.waiting:
+            self._queue.pop()
+        if not group.unfinished:
+            self._release_prompt(group)
+        first = group.next_row + group.waiting
+        rows, sample = range(first, first + count), group.next_sample + group.waiting
+        return Request(group.tokens, group.prompt_id, rows, sample, group.expected_length)
 
     @property
     def done(self) -> bool:
         """Every sample requested so far has finished."""
         return not self._queue and not self._preempted and not self.active.any()
+
+    @property
+    def free_slots(self) -> int:
+        """Slots without a sample."""
+        return len(self.active) - int(self.active.sum())
 
     def prompt(self, slot: int) -> _Group:
         """The request that a slot samples."""
@@ -126,6 +164,7 @@ class Scheduler:
         for slot in slots[ended]:
             group = self.prompt(slot)
             group.unfinished -= 1
+            self.expected_tokens -= max(group.expected_length, 1.0)
             self._vacate(slot)
 
     def _reach(self, slots) -> Int[np.ndarray, " n"]:
@@ -187,6 +226,7 @@ class Scheduler:
             self._preempted.popleft()
         else:
             self._serial += 1
+            self.waiting -= 1
             group.next_row, group.next_sample, group.waiting = row + 1, sample + 1, group.waiting - 1
             if not group.waiting:
                 self._queue.pop(0)
@@ -218,8 +258,7 @@ class Scheduler:
         for index in reversed(waiting):
             group = self._groups[index]
             if group.pages is not None and not group.running and index != spared:
-                self._pool.release(group.pages)
-                group.pages = None
+                self._release_prompt(group)
                 return True
         return False
 
@@ -234,5 +273,9 @@ class Scheduler:
         self.active[slot] = False
         group.running -= 1
         if not group.unfinished:
+            self._release_prompt(group)
+
+    def _release_prompt(self, group: _Group) -> None:
+        if group.pages is not None:
             self._pool.release(group.pages)
             group.pages = None

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError
@@ -36,6 +37,59 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
     # Auto: the compiler propagates shardings from the annotated arrays.
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
+
+
+def replica_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
+    """The mesh's devices, in their order, as replicas of `tensor` devices along the axis "data".
+
+    Raises:
+      ConfigError: a replica would be left incomplete, or spread over processes.
+    """
+    if mesh.devices.size % tensor:
+        raise ConfigError(
+            f"rollout.tensor = {tensor}: does not divide the {mesh.devices.size} devices of the mesh; use a divisor, "
+            "or 0 for mesh.tensor"
+        )
+    replicas = mesh.devices.reshape(-1, 1, tensor)
+    for devices in replicas[:, 0]:
+        processes = {device.process_index for device in devices}
+        if len(processes) > 1:
+            own = sum(device.process_index == devices[0].process_index for device in mesh.devices.flat)
+            raise ConfigError(
+                f"rollout.tensor = {tensor} (0 = mesh.tensor): a replica would span processes {sorted(processes)}, and "
+                f"each process samples by itself; use a divisor of a process's {own} devices"
+            )
+    return jax.sharding.Mesh(replicas, AXES)
+
+
+def local_mesh(replicas: jax.sharding.Mesh) -> jax.sharding.Mesh:
+    """The replicas of this process; of a mesh over absent devices, those of its first process."""
+    processes = [device.process_index for device in replicas.devices[:, 0, 0]]
+    mine = jax.process_index() if jax.process_index() in processes else processes[0]
+    return jax.sharding.Mesh(replicas.devices[np.array(processes) == mine], AXES)
+
+
+def on_local_mesh(array: jax.Array, sharding: jax.sharding.NamedSharding) -> jax.Array:
+    """This process's replicas of an array that is whole on every replica; no data moves.
+
+    Args:
+      array: over all processes' replicas.
+      sharding: the same over those of this process.
+    """
+    if array.sharding == sharding:
+        return array
+    shards = [shard.data for shard in array.addressable_shards]
+    return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
+
+
+def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
+    """What `jax.jit` is to tell the compiler of a program over this mesh.
+
+    XLA's CPU backend may start collectives that need nothing of each other in another order on each of its virtual
+    devices, which then wait for one another for ever. With its sequential schedule they keep one order.
+    """
+    several_cpus = mesh.devices.size > 1 and mesh.devices.flat[0].platform == "cpu"
+    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if several_cpus else {}
 
 
 def _cpu_has_amx() -> bool:

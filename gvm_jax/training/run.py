@@ -1,6 +1,7 @@
 """The parts of a run, built from its config: data, model, rollout engine, grader and the jitted step."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -20,7 +21,7 @@ from gvm_jax.rewards import MathGrader, Verdict
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import compiler_options, describe_devices, make_mesh, resolve_compute_dtype
 from gvm_jax.runtime.timing import PhaseTimer
 from gvm_jax.training.gradient_norms import GradientNormSettings, measured_paths
 from gvm_jax.training.objectives import Objective
@@ -138,10 +139,11 @@ class Run:
             self.abstract_state, self.shardings,
         )  # fmt: skip
         everywhere = replicated(self.mesh)
-        self.train_step = jax.jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
-        self._response_length = jax.jit(statistics.response_length)
-        self._after_pilot = jax.jit(self._step.after_pilot, out_shardings=everywhere)
-        self._more_counts = jax.jit(self._step.more_counts, out_shardings=everywhere)
+        jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
+        self.train_step = jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
+        self._response_length = jit(statistics.response_length)
+        self._after_pilot = jit(self._step.after_pilot, out_shardings=everywhere)
+        self._more_counts = jit(self._step.more_counts, out_shardings=everywhere)
 
     def _new_state(self, params) -> TrainState:
         ids = jnp.zeros(self.config.prompts_per_step, jnp.int32)
@@ -275,7 +277,7 @@ def describe_run(run: Run) -> list[str]:
         f"step      {config.prompts_per_step} prompts, {config.rollouts_per_step} rollouts, "
         f"{config.optimizer.updates_per_step} updates; {config.objective.algorithm}, "
         f"allocation {config.allocation.strategy} ({config.allocation.mode})",
-        f"rollouts  {run.engine.settings.slots} slots, attention {run.engine.kernels}, "
+        f"rollouts  {run.engine.replicas} × {run.engine.settings.slots} slots, attention {run.engine.kernels}, "
         f"weights {run.engine.weight_dtype}, KV cache {run.engine.cache_bytes / 2**20:.0f} MiB",
         f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items()),
     ]

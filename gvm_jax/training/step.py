@@ -324,12 +324,14 @@ class TrainStep:
         return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), (batches, terms))
 
     def _order(self, state: TrainState, terms: SampleTerms) -> Int[Array, "U M B"]:
-        """Row numbers of the updates' micro-batches: shuffled over updates; rows without a gradient come last."""
+        """Row numbers of the updates' micro-batches: shuffled, then dealt out in turn, rows with a gradient first.
+
+        So updates have equally many of them, and none weighs a row more for having few.
+        """
         key = run_key(self.seed, "mini_batches", state.step)
-        order = jax.random.permutation(key, terms.weight.shape[0]).reshape(self.updates_per_step, -1)
-        idle_last = jnp.argsort(~self.objective.has_gradient(terms)[order], axis=1, stable=True)
-        order = jnp.take_along_axis(order, idle_last, axis=1)
-        return order.reshape(self.updates_per_step, -1, self.micro_batch)
+        order = jax.random.permutation(key, terms.weight.shape[0])
+        order = order[jnp.argsort(~self.objective.has_gradient(terms)[order], stable=True)]
+        return order.reshape(-1, self.updates_per_step).T.reshape(self.updates_per_step, -1, self.micro_batch)
 
     def _micro_batches(self, order: Int[Array, "U M B"], rollouts: Rollouts, terms: SampleTerms):
         """Rows as [updates, micro-batches, rows]."""

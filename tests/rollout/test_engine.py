@@ -113,9 +113,26 @@ def test_later_samples_continue_the_earlier_ones(engine, tiny, rollouts):
 
 
 def test_device_count_changes_no_token(tiny, rollouts, test_mesh):
-    for mesh in (test_mesh(tensor=2), test_mesh(fsdp=2, tensor=2), test_mesh(data=4)):
-        other = engine_of(tiny, mesh).sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+    layouts = [
+        (test_mesh(tensor=2), 0, 1), (test_mesh(fsdp=2, tensor=2), 0, 2), (test_mesh(data=4), 0, 4),
+        (test_mesh(fsdp=4), 2, 2), (test_mesh(tensor=4), 1, 4),
+    ]  # fmt: skip
+    for mesh, tensor, replicas in layouts:
+        engine = engine_of(tiny, mesh, tensor=tensor, slots=2)
+        assert engine.replicas == replicas
+        other = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
         np.testing.assert_array_equal(other.tokens, rollouts.tokens)
+        assert engine.stats.sampled_tokens == rollouts.response_lengths.sum()
+
+
+def test_replicas_share_the_work(tiny, test_mesh):
+    """Of 16 samples of one prompt, each of four replicas takes four: a quarter of the blocks of a single one."""
+    blocks = []
+    for mesh in (test_mesh(), test_mesh(data=4)):
+        engine = engine_of(tiny, mesh, stop_ids=(), slots=4)
+        engine.sample(tiny[1], PROMPTS[:1], IDS[:1], np.array([16]), KEY, 1.0)
+        blocks.append(engine.stats.decode_blocks)
+    assert blocks == [16, 4]
 
 
 def test_nothing_is_compiled_after_the_first_call(engine, tiny, rollouts, compilations):
@@ -244,6 +261,8 @@ def test_an_interruption_leaves_the_engine_usable(engine, tiny, rollouts):
 def test_bad_input_is_named(tiny, mesh, engine):
     with pytest.raises(ValueError, match=r"rollout.pages = 9: cannot hold one sequence .* at least 10"):
         engine_of(tiny, mesh, pages=9)
+    with pytest.raises(ConfigError, match=r"rollout.tensor = 3: does not divide the 1 devices"):
+        engine_of(tiny, mesh, tensor=3)
     with pytest.raises(
         ConfigError, match=r"rollout.attention = 'tpu_shared': runs on a TPU, .*'cpu'; use 'xla' or 'auto'"
     ):

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from gvm_jax.rollout.pages import TRASH_PAGE, PagePool, least_pages, pages_for
 from gvm_jax.rollout.rollouts import Samples
-from gvm_jax.rollout.scheduler import Scheduler
+from gvm_jax.rollout.scheduler import Request, Scheduler
 
 STOP = 99
 
@@ -41,6 +41,12 @@ class Device:
     def sample(row, position):
         value = (row * 7919 + position * 104729) % 23
         return STOP if value == 0 else value
+
+
+def ask(scheduler, tokens, prompt_id, count, first_sample, expected_length):
+    rows = scheduler.samples.add(count)
+    scheduler.request(Request(tokens, prompt_id, rows, first_sample, expected_length))
+    return rows
 
 
 def decode(device, scheduler, slots, steps):
@@ -106,7 +112,7 @@ def test_every_sample_is_decoded_whole_whatever_the_pool(data, slots, page_size,
     rng = np.random.default_rng(0)
     row_lengths = []
     for i, (length, count) in enumerate(zip(lengths, counts, strict=True)):
-        scheduler.request(rng.integers(100, 200, length), i, count, 0, float(rng.integers(3)))
+        ask(scheduler, rng.integers(100, 200, length), i, count, 0, float(rng.integers(3)))
         row_lengths += [length] * count
     run(scheduler, Device(num_pages, page_size), steps)
     for row, length in enumerate(row_lengths):
@@ -117,13 +123,13 @@ def test_every_sample_is_decoded_whole_whatever_the_pool(data, slots, page_size,
 def test_pressure_preempts_the_youngest_and_counts_it():
     samples = Samples(40)
     scheduler = Scheduler(samples, 4, least_pages(4, 40, 4) + 2, 4, 44, 2)
-    scheduler.request(np.arange(100, 104), 0, 4, 0, 0.0)
+    ask(scheduler, np.arange(100, 104), 0, 4, 0, 0.0)
     admitted = run(scheduler, Device(100, 4), 2)
     assert scheduler.preemptions > 0
     assert admitted == [0, 1, 2, 3]
     assert [samples.response(row).tolist() for row in range(4)] == [expected(row, 4, 40) for row in range(4)]
     roomy = Scheduler(Samples(40), 4, 1000, 4, 44, 2)
-    roomy.request(np.arange(100, 104), 0, 4, 0, 0.0)
+    ask(roomy, np.arange(100, 104), 0, 4, 0, 0.0)
     run(roomy, Device(1000, 4), 2)
     assert roomy.preemptions == 0
 
@@ -131,7 +137,7 @@ def test_pressure_preempts_the_youngest_and_counts_it():
 def test_the_longest_expected_start_first():
     scheduler = Scheduler(Samples(8), 2, 1000, 4, 20, 2)
     for i, length in enumerate([10.0, 30.0, 20.0]):
-        scheduler.request(np.arange(100, 105), i, 2, 0, length)
+        ask(scheduler, np.arange(100, 105), i, 2, 0, length)
     assert run(scheduler, Device(1000, 4), 2) == [2, 3, 4, 5, 0, 1]
 
 
@@ -139,12 +145,12 @@ def test_requests_may_come_while_others_run():
     """Two more samples for each that ended early: no sample of an earlier request is disturbed."""
     samples = Samples(6)
     scheduler = Scheduler(samples, 3, 60, 4, 12, 2)
-    scheduler.request(np.arange(100, 106), 0, 4, 0, 0.0)
+    ask(scheduler, np.arange(100, 106), 0, 4, 0, 0.0)
     asked = []
 
     def more(row):
         if row < 4:
-            asked.append(scheduler.request(np.arange(100, 104), 1 + row, 2, 0, 0.0))
+            asked.append(ask(scheduler, np.arange(100, 104), 1 + row, 2, 0, 0.0))
 
     run(scheduler, Device(60, 4), 2, more)
     assert len(samples) == 12 and [rows.start for rows in asked] == [4, 6, 8, 10]
@@ -155,7 +161,7 @@ def test_requests_may_come_while_others_run():
 def test_a_prompt_is_computed_once_for_all_its_samples():
     for count in (1, 8, 32):
         scheduler = Scheduler(Samples(4), 4, 1000, 4, 24, 2)
-        scheduler.request(np.arange(100, 119), 0, count, 0, 0.0)
+        ask(scheduler, np.arange(100, 119), 0, count, 0, 0.0)
         computed, plan = [], scheduler.plan
         scheduler.plan = lambda *a, plan=plan, computed=computed: (p := plan(*a), computed.extend(p.pieces))[0]
         run(scheduler, Device(1000, 4), 2)

@@ -56,7 +56,12 @@ def split_heads(function: Callable, mesh: Mesh | None, kv_heads: int, num_result
 
     def split(q, cache, *others):
         specs = (heads, heads, *(PartitionSpec(),) * len(others))
-        mapped = jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=results, check_vma=False)
+        # Where the caller has split the mesh's other axes already, what is left of it is the context's.
+        done = jax.sharding.get_abstract_mesh().manual_axes
+        mapped = jax.shard_map(
+            function, mesh=None if done else mesh, axis_names=set(mesh.axis_names) - set(done), in_specs=specs,
+            out_specs=results, check_vma=False,
+        )  # fmt: skip
         return mapped(q, cache, *map(jnp.asarray, others))
 
     return split
