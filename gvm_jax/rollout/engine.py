@@ -159,7 +159,8 @@ class RolloutEngine:
         """`load(params).sample(...)`, for a single call with these parameters."""
         return self.load(params).sample(*args, **kwargs)
 
-    def _compile(self) -> None:
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """Every program that sampling runs, by name, for the shapes that it runs them with; "decode 64" is 64 wide."""
         settings, everywhere = self.settings, replicated(self._mesh)
         programs = Programs(
             self._model,
@@ -176,18 +177,27 @@ class RolloutEngine:
         key = abstract(jax.eval_shape(lambda: jax.random.key(0)))
         temperature = abstract(np.float32(0))
         sharding = self._cache.sharding
-        self._new_cache = jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding)
         prefill = jax.jit(programs.prefill, donate_argnums=1, out_shardings=sharding)
         copy = jax.jit(programs.copy_pages, donate_argnums=0, out_shardings=sharding)
         decode = jax.jit(programs.decode, donate_argnums=1, out_shardings=(sharding, everywhere, everywhere))
         pieces = jax.tree.map(abstract, self._pieces([])[0])
         pages = abstract(np.zeros(settings.slots, np.int32))
-        self._prefill = prefill.lower(self._params, self._cache, *pieces).compile()
-        self._copy = copy.lower(self._cache, pages, pages).compile()
+        lowered = {
+            "prefill": prefill.lower(self._params, self._cache, *pieces),
+            "copy pages": copy.lower(self._cache, pages, pages),
+        }
         idle = Scheduler(Samples(1), settings.slots, 1, settings.page_size, settings.max_tokens, 1)
         for width in settings.widths:
             batch = jax.tree.map(abstract, self._batch(idle, np.zeros(0, np.int32), width))
-            self._decode[width] = decode.lower(self._params, self._cache, batch, key, temperature).compile()
+            lowered[f"decode {width}"] = decode.lower(self._params, self._cache, batch, key, temperature)
+        return lowered
+
+    def _compile(self) -> None:
+        sharding = self._cache.sharding
+        self._new_cache = jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding)
+        compiled = {name: lowered.compile() for name, lowered in self.lower().items()}
+        self._prefill, self._copy = compiled["prefill"], compiled["copy pages"]
+        self._decode = {width: compiled[f"decode {width}"] for width in self.settings.widths}
 
     def _pieces(self, pieces) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Tokens, positions and page tables of prefill calls: rows of `PIECE` tokens, from any sequences."""
