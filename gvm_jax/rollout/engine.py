@@ -144,6 +144,11 @@ class RolloutEngine:
         """Size of the KV cache: layers · pages · page size · 2 · kv heads · head dim · bytes of a number."""
         return self._cache.size * self._cache.dtype.itemsize
 
+    @property
+    def abstract_policy(self) -> dict[str, object]:
+        """Shapes, dtypes and shardings of what a `Policy` holds; no weights where they are the training's own."""
+        return {"weights": self._params if self._own_layout else {}, "cache": self._cache}
+
     def load(self, params: Params) -> "Policy":
         """The training parameters in the rollouts' layout and compute dtype, converted on the device.
 
