@@ -25,6 +25,7 @@ _FREE = {
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id", "replica-id", "iota",
     "while", "conditional", "call", "optimization-barrier",
 }  # fmt: skip
+_UPDATES = {"dynamic-update-slice": 1, "scatter": -1}  # which operand is written into the first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,14 +178,13 @@ class _Counter:
         if opcode in _FREE or opcode.endswith("-done"):
             return 0.0
         operands = [computation.by_name[name] for name in instruction.operands if name in computation.by_name]
-        if opcode in ("dynamic-slice", "slice", "gather", "broadcast"):
-            return 2.0 * _size(instruction.shapes[:1]) if opcode != "broadcast" else _size(instruction.shapes)
-        if opcode in ("dynamic-update-slice", "scatter"):
-            return 2.0 * _size(operands[1 if opcode == "dynamic-update-slice" else -1].shapes)
+        if opcode in ("dynamic-slice", "slice", "gather"):
+            return 2.0 * _size(instruction.shapes)
+        if opcode in _UPDATES:
+            return 2.0 * _size(operands[_UPDATES[opcode]].shapes)
         if opcode in ("copy-start", "slice-start"):
-            return 2.0 * min(_size(instruction.shapes[:1]), _size(operands[0].shapes)) or max(
-                _size(instruction.shapes[:1]), 0.0
-            )
+            # Both sides stand in the result; a slice moves its smaller one.
+            return _size(instruction.shapes[:2]) if opcode == "copy-start" else _size(instruction.shapes[1:2])
         if opcode == "fusion":
             return self._fusion_traffic(instruction, operands)
         if opcode == "custom-call" and self.by_hand is not None:
@@ -199,11 +199,12 @@ class _Counter:
         if inside.root.opcode == "tuple":
             roots = [inside.by_name[name] for name in inside.root.operands]
         for root, shape in zip(roots, fusion.shapes, strict=False):
-            source = root if root.opcode == "dynamic-update-slice" else inside.resolve(root.name)
-            if source is not None and source.opcode == "dynamic-update-slice":
+            source = inside.resolve(root.name)
+            if source is not None and source.opcode in _UPDATES:
                 target = inside.resolve(source.operands[0])
                 updated.add(target.name if target else "")
-                total += 2.0 * inside.by_name[source.operands[1]].shape.bytes * shape.in_hbm
+                written = inside.by_name[source.operands[_UPDATES[source.opcode]]]
+                total += 2.0 * written.shape.bytes * shape.in_hbm
             else:
                 total += _size((shape,))
         for number, operand in enumerate(operands):
@@ -212,12 +213,22 @@ class _Counter:
                 continue
             if not _size(operand.shapes):
                 continue
-            users = [i for i in inside.instructions if parameter.name in i.operands]
-            sliced = users and all(
-                i.opcode in ("dynamic-slice", "slice", "gather") and i.operands[0] == parameter.name for i in users
-            )
-            total += sum(i.shape.bytes for i in users) if sliced else _size(operand.shapes)
+            users = _users(inside, parameter.name)
+            sliced = users and all(i.opcode in ("dynamic-slice", "slice", "gather") and first for i, first in users)
+            total += sum(i.shape.bytes for i, _ in users) if sliced else _size(operand.shapes)
         return total
+
+
+def _users(computation: Computation, name: str) -> list[tuple[Instruction, bool]]:
+    """What reads an array, seen through changes of its shape alone, and whether as first operand."""
+    users = []
+    for instruction in computation.instructions:
+        if name in instruction.operands:
+            if instruction.opcode in ("bitcast", "reshape"):
+                users += _users(computation, instruction.name)
+            else:
+                users.append((instruction, instruction.operands[0] == name))
+    return users
 
 
 class _Inlined:

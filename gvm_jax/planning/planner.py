@@ -143,7 +143,8 @@ def make_plan(
 
     GPU programs cannot be compiled without a GPU: there the plan has two rows, of estimates.
     """
-    replicated = tuple(replicated_arrays(parts.steps.abstract_state))
+    state = parts.steps.abstract_state
+    replicated = tuple(replicated_arrays((state.params, state.opt_state, state.reference)))
     if not parts.topology.compiles:
         return Plan(parts, workload, tuple(_estimates(parts, workload)), replicated)
     show(f"tracing the programs of {parts.config.model.path}")
