@@ -73,8 +73,10 @@ class Qwen2Config:
         return config
 
 
-def model_folder(path: str) -> pathlib.Path:
+def model_folder(path: str, weights: bool = True) -> pathlib.Path:
     """The local folder of `model.path`: the folder itself, or a hub name's snapshot (downloaded once).
+
+    Without `weights` only its config.json is downloaded.
 
     Raises:
       ModelError: neither is to be had.
@@ -91,12 +93,12 @@ def model_folder(path: str) -> pathlib.Path:
         )
     import huggingface_hub  # slow to import, and only hub names need it
 
+    patterns = ["*.json", "*.safetensors", "*.txt", "*.jinja"] if weights else ["config.json"]
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(path, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.jinja"])
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(path, allow_patterns=patterns))
     except Exception as error:  # the hub client raises dozens of types; each means the same to the user
         raise ModelError(
             f"model.path={path!r} is no local folder, and the hub did not give it ({type(error).__name__}: {error}); "
-            "check the name and the network, or give a local folder"
+            "check the name and the network, or give a local folder: --config.model.path=FOLDER"
+            + ("" if weights else ", of which only the config.json is read")
         ) from error

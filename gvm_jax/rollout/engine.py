@@ -157,6 +157,11 @@ class RolloutEngine:
         """Size of this process's KV cache: replicas · layers · pages · page size · 2 · kv heads · head dim · bytes."""
         return self._cache.size * self._cache.dtype.itemsize
 
+    @property
+    def abstract_policy(self) -> dict[str, object]:
+        """Shapes, dtypes and shardings of what a `Policy` holds; no weights where they are the training's own."""
+        return {"weights": self._params if self._own_layout else {}, "cache": self._cache}
+
     def load(self, params: Params) -> "Policy":
         """The training parameters in the rollouts' layout and compute dtype, converted on the device.
 
@@ -174,7 +179,8 @@ class RolloutEngine:
         """`load(params).sample(...)`, for a single call with these parameters."""
         return self.load(params).sample(*args, **kwargs)
 
-    def _compile(self) -> None:
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """Every program that sampling runs, by name, for the shapes that it runs them with; "decode 64" is 64 wide."""
         settings, everywhere = self.settings, replicated(self._mesh)
         programs = Programs(
             self._model,
@@ -197,18 +203,27 @@ class RolloutEngine:
         key = abstract(jax.eval_shape(lambda: jax.random.key(0)))
         temperature = abstract(np.float32(0))
         jit = functools.partial(jax.jit, compiler_options=compiler_options(self._mesh))
-        self._new_cache = jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=cache)
         prefill = jit(self._on_replicas(programs.prefill, common=[0]), donate_argnums=1, out_shardings=cache)
         copy = jit(self._on_replicas(programs.copy_pages), donate_argnums=0, out_shardings=cache)
         results = cache, by_replica, by_replica
         decode = jit(self._on_replicas(programs.decode, common=[0, 3, 4]), donate_argnums=1, out_shardings=results)
         pages = of_replicas(np.zeros(settings.slots, np.int32))
-        self._prefill = prefill.lower(self._params, self._cache, *of_replicas(self._pieces([])[0])).compile()
-        self._copy = copy.lower(self._cache, pages, pages).compile()
+        lowered = {
+            "prefill": prefill.lower(self._params, self._cache, *of_replicas(self._pieces([])[0])),
+            "copy pages": copy.lower(self._cache, pages, pages),
+        }
         idle = Scheduler(Samples(1), settings.slots, 1, settings.page_size, settings.max_tokens, 1)
         for width in settings.widths:
             batch = of_replicas(self._batch(idle, np.zeros(0, np.int32), width))
-            self._decode[width] = decode.lower(self._params, self._cache, batch, key, temperature).compile()
+            lowered[f"decode {width}"] = decode.lower(self._params, self._cache, batch, key, temperature)
+        return lowered
+
+    def _compile(self) -> None:
+        sharding = self._cache.sharding
+        self._new_cache = jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding)
+        compiled = {name: lowered.compile() for name, lowered in self.lower().items()}
+        self._prefill, self._copy = compiled["prefill"], compiled["copy pages"]
+        self._decode = {width: compiled[f"decode {width}"] for width in self.settings.widths}
 
     def _on_replicas(self, program: Callable, common: Sequence[int] = ()) -> Callable:
         """The program on every replica: arguments and results have the replica as first axis, but for `common` ones."""

@@ -100,17 +100,17 @@ def _cpu_has_amx() -> bool:
         return False
 
 
-def resolve_compute_dtype(name: str) -> tuple[jnp.dtype, str]:
-    """The dtype that `model.compute_dtype` stands for on these devices, and one line that says why.
+def resolve_compute_dtype(name: str, backend: str | None = None) -> tuple[jnp.dtype, str]:
+    """The dtype that `model.compute_dtype` stands for on a backend's devices (default: JAX's own), and one line why.
 
     "auto" is bfloat16 on TPU and GPU. On a CPU it is bfloat16 only where that is the faster one: with AMX,
     which XLA uses for bfloat16 from jax 0.12 on.
     """
+    backend = backend or jax.default_backend()
     if name != "auto":
-        slow = name == "bfloat16" and jax.default_backend() == "cpu" and jax.__version_info__ < (0, 12)
+        slow = name == "bfloat16" and backend == "cpu" and jax.__version_info__ < (0, 12)
         remark = ", though float32 is much faster on a CPU before jax 0.12" if slow else ""
         return jnp.dtype(name), f"{name}: model.compute_dtype asks for it{remark}"
-    backend = jax.default_backend()
     if backend in ("tpu", "gpu"):
         return jnp.dtype(jnp.bfloat16), f"bfloat16: auto on {backend}"
     if jax.__version_info__ < (0, 12):

@@ -1,32 +1,26 @@
 """The parts of a run, built from its config: data, model, rollout engine, grader and the jitted step."""
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
-from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import BATCH_AXES, param_shardings, replicated
+from gvm_jax.models.sharding import param_shardings
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Verdict
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options, describe_devices, make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
 from gvm_jax.runtime.timing import PhaseTimer
-from gvm_jax.training.gradient_norms import GradientNormSettings, measured_paths
-from gvm_jax.training.objectives import Objective
-from gvm_jax.training.state import TrainState, init_state, make_optimizer, state_shardings
-from gvm_jax.training.step import TrainStep
+from gvm_jax.training.programs import StepPrograms
+from gvm_jax.training.state import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +60,7 @@ class Run:
         self.tokenizer = load_tokenizer(str(folder))
         stop_ids = stop_token_ids(self.tokenizer, str(folder), config.rollout.stop_tokens)
         settings = RolloutSettings.from_config(config)
-        allocator = Allocator.from_config(config.allocation)
+        Allocator.from_config(config.allocation)  # its fields must suit the strategy
         rewards = config.rewards
         self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
         try:
@@ -76,19 +70,13 @@ class Run:
             self.held_out = self._load_prompts("evaluation") if config.evaluation.path else None
 
             self.mesh = make_mesh(config.mesh)
-            shards = int(np.prod([self.mesh.shape[axis] for axis in BATCH_AXES]))
-            if config.optimizer.micro_batch % shards:
-                raise ConfigError(
-                    f"optimizer.micro_batch = {config.optimizer.micro_batch}: must be divisible by mesh.data × "
-                    f"mesh.fsdp = {shards}, the devices that share a batch; use a multiple of {shards}"
-                )
             dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
             self.model = Model(network, dtype, config.model.remat)
             check_weights(self.model, folder)
-            norms = GradientNormSettings.from_config(config.gradient_norms)
-            measured_paths(self.model.abstract_params, norms)  # the names must match
             self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
-            self._build_step(config, allocator)
+            self._programs = StepPrograms(config, self.model, self.mesh, self.prompts.num_rows)
+            self._step, self.train_step = self._programs.step, self._programs.train_step
+            self.abstract_state = self._programs.abstract_state
         except BaseException:
             self.grader.close()
             raise
@@ -112,52 +100,10 @@ class Run:
         prompts = build_prompts(rows, self.tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
         return prompts.drop(~self.grader.parses(prompts.golds), "reference answer that the verifier cannot read")
 
-    def _build_step(self, config, allocator: Allocator) -> None:
-        self._optimizer = make_optimizer(config.optimizer)
-        pilots = config.allocation.pilot_samples if config.allocation.mode == "pilot" else 0
-        self._step = TrainStep(
-            model=self.model,
-            mesh=self.mesh,
-            optimizer=self._optimizer,
-            objective=Objective.from_config(config.objective, corrected=config.rollout.weight_dtype == "int8"),
-            allocator=allocator,
-            norms=GradientNormSettings.from_config(config.gradient_norms),
-            prompts_per_step=config.prompts_per_step,
-            rollouts_per_step=config.rollouts_per_step,
-            pilot_samples=pilots,
-            pilot_weight=config.allocation.pilot_weight,
-            updates_per_step=config.optimizer.updates_per_step,
-            micro_batch=config.optimizer.micro_batch,
-            logprob_chunk=config.optimizer.logprob_chunk,
-            temperature=config.rollout.temperature,
-            seed=config.seed,
-        )
-        self.abstract_state = jax.eval_shape(self._new_state, self.model.abstract_params)
-        self.shardings = state_shardings(self.model, self.mesh, self._optimizer, self.abstract_state)
-        self.abstract_state = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-            self.abstract_state, self.shardings,
-        )  # fmt: skip
-        everywhere = replicated(self.mesh)
-        jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
-        self.train_step = jit(self._step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
-        self._response_length = jit(statistics.response_length)
-        self._after_pilot = jit(self._step.after_pilot, out_shardings=everywhere)
-        self._more_counts = jit(self._step.more_counts, out_shardings=everywhere)
-
-    def _new_state(self, params) -> TrainState:
-        ids = jnp.zeros(self.config.prompts_per_step, jnp.int32)
-        state = init_state(
-            params, self._optimizer, self.prompts.num_rows, ids, ids,
-            keep_reference=self.config.objective.kl_coefficient > 0,
-        )  # fmt: skip
-        ids = self._step.choose_prompts(state.statistics, jnp.asarray(self.stream[0]), state.step)
-        return state.replace(prompt_ids=ids, counts=self._step.allocate(state.statistics, ids)[0])
-
     def initial_state(self) -> TrainState:
         """The state before the first step, with the weights of `model.path`."""
         params = load_params(self.model, self._folder, param_shardings(self.model, self.mesh))
-        return jax.jit(self._new_state, donate_argnums=0, out_shardings=self.shardings)(params)
+        return self._programs.new_state(params, self.stream[0])
 
     def collect(self, state: TrainState) -> tuple[TrainState, Graded]:
         """Samples and grades the prompts of a step, in one round or in those of its allocation.
@@ -171,7 +117,7 @@ class Run:
         policy = self._load(state)
 
         def sample(state: TrainState, counts, first_sample) -> Graded:
-            lengths = np.asarray(self._response_length(state.statistics, ids))
+            lengths = np.asarray(self._programs.response_length(state.statistics, ids))
             return self._sample(policy, self.prompts, ids, counts, key, temperature, first_sample, lengths)
 
         if self._step.pilot_samples:
@@ -185,7 +131,7 @@ class Run:
         pilots = self._step.pilot_samples
         pilot = sample(state, np.full(len(state.prompt_ids), pilots, np.int32), 0)
         with self.timer("allocation"):
-            observed, counts = self._after_pilot(state, pilot.rollouts, pilot.scores)
+            observed, counts = self._programs.after_pilot(state, pilot.rollouts, pilot.scores)
             state = state.replace(statistics=observed, counts=counts)
             counts = np.asarray(counts)
         fresh = sample(state, counts, pilots)
@@ -202,7 +148,7 @@ class Run:
             trials = trials + counts
             successes = successes + np.bincount(part.rollouts.group, part.scores > 0, len(counts)).astype(np.int32)
             with self.timer("allocation"):
-                counts = np.asarray(self._more_counts(Progress(successes, trials, np.int32(len(parts)))))
+                counts = np.asarray(self._programs.more_counts(Progress(successes, trials, np.int32(len(parts)))))
         rollouts = Rollouts.concatenate([part.rollouts for part in parts])
         verdicts = [verdict for part in parts for verdict in part.verdicts]
         order = np.argsort(rollouts.group, kind="stable")

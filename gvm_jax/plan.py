@@ -1,0 +1,99 @@
+"""Does it fit? `python -m gvm_jax.plan --config=configs/qwen25_math_1p5b.py --topology=v5e:4x4`.
+
+Compiles every program of a config for TPUs that are not there, from the model's config.json alone, and says what each
+takes of a chip's memory, what it costs, and what to change where it does not fit. Exit status: 0 fits, 1 does not,
+2 the question is wrong. `--search` looks for the fastest mesh and micro-batch that fit. GPUs are estimated.
+"""
+
+import pathlib
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+from rich.console import Console
+
+from gvm_jax.config import ConfigError, validate
+from gvm_jax.models.config import ModelError
+from gvm_jax.planning import report
+from gvm_jax.planning.chips import Topology
+from gvm_jax.planning.model_flops import Workload
+from gvm_jax.planning.parts import build
+from gvm_jax.planning.planner import make_plan
+from gvm_jax.planning.search import search
+from gvm_jax.train import parse_flags  # --config is defined there
+
+FITS, DOES_NOT_FIT, WRONG = 0, 1, 2
+
+_TOPOLOGY = flags.DEFINE_string("topology", None, "Devices to plan for, such as v5e:4x4, v5p:4x4x4 or h100:8.")
+_SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest mesh and micro-batch that fit.")
+_ROWS = flags.DEFINE_integer("data_rows", 100_000, "Rows of the training data; the statistics have a row for each.")
+_PROMPT_TOKENS = flags.DEFINE_float(
+    "prompt_tokens", None, "Mean tokens of a prompt. Default: a quarter of data.max_prompt_tokens."
+)
+_RESPONSE_TOKENS = flags.DEFINE_float(
+    "response_tokens", None, "Mean tokens of a response. Default: a third of rollout.max_new_tokens."
+)
+
+
+def plan(config, topology: Topology, console: Console) -> int:
+    """Plan, print, and say by the exit status whether it fits.
+
+    Raises:
+      ConfigError, ModelError: bad input.
+    """
+    validate(config)
+    workload = Workload(
+        _PROMPT_TOKENS.value or config.data.max_prompt_tokens / 4,
+        _RESPONSE_TOKENS.value or config.rollout.max_new_tokens / 3,
+    )
+
+    def show(line: str) -> None:
+        print(line, file=sys.stderr, flush=True)
+
+    if not _SEARCH.value:
+        made = make_plan(build(config, topology, _ROWS.value), workload, show)
+        report.show(made, console)
+        return FITS if made.fits else DOES_NOT_FIT
+    if not topology.compiles:
+        raise ConfigError(f"--search: compiles, which {topology.name} cannot be done for; plan single meshes instead")
+    found = search(config, topology, _ROWS.value, workload, show)
+    for candidate, made in found:
+        console.print(f"{made.step_seconds:8.1f} s a step  {candidate.name}", highlight=False, soft_wrap=True)
+    if not found:
+        console.print("no mesh and micro-batch that was tried fits; use a larger topology, or fewer rollout.slots")
+        return DOES_NOT_FIT
+    report.show(found[0][1], console)
+    console.print(f"fastest: {found[0][0].name}", highlight=False, soft_wrap=True)
+    return FITS
+
+
+def main(argv) -> None:
+    """Parse flags, plan, exit."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
+    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
+    if not pathlib.Path(config_path.partition(":")[0]).is_file():
+        _fail(f"--config={config_path}: no such file; name one of configs/ or one of your own")
+    logging.set_verbosity(logging.ERROR)
+    try:
+        topology = Topology.parse(_TOPOLOGY.value)
+        jax.config.update("jax_platforms", "cpu")  # a machine's own accelerators stay free
+        if not topology.compiles:
+            jax.config.update("jax_num_cpu_devices", topology.size)
+        # A TPU's programs cannot be read back from a persistent cache without a TPU.
+        jax.config.update("jax_enable_compilation_cache", False)
+        status = plan(flags.FLAGS.config, topology, Console(width=max(160, Console().width)))
+    except (ConfigError, ModelError, OSError) as error:
+        _fail(str(error))
+    sys.exit(status)
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(WRONG)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "topology"])
+    app.run(main, flags_parser=parse_flags)

@@ -1,0 +1,125 @@
+"""Operations that the mathematics of a step asks for, whatever the compiler makes of it.
+
+A matrix product of [a, b] and [b, c] is 2·a·b·c operations. Per token a layer costs 2 operations a weight, and
+4·heads·head_dim for each key that the token attends to: those before it, so (S + 1)/2 on average of a row of S tokens.
+A backward pass costs twice the forward one; nothing is recomputed. Rows are counted at their full static length
+P + T = data.max_prompt_tokens + rollout.max_new_tokens, because that is what the train step computes, and every row is
+taken to have a gradient; the head is counted on the T response positions. Norms, softmaxes and the optimizer are left
+out.
+"""
+
+import dataclasses
+
+from gvm_jax.models.config import Qwen2Config
+from gvm_jax.planning.parts import Parts
+from gvm_jax.training.gradient_norms import measured_paths
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What a step's sequences look like; assumed, since no data is read."""
+
+    prompt_tokens: float  # mean length of a prompt
+    response_tokens: float  # mean length of a response
+
+
+def layer_weights(network: Qwen2Config) -> int:
+    """Weights of one layer's matrices."""
+    d, heads, kv = network.hidden_size, network.num_attention_heads, network.num_key_value_heads
+    return d * network.head_dim * (2 * heads + 2 * kv) + 3 * d * network.intermediate_size
+
+
+def attention_flops(network: Qwen2Config, keys: float) -> float:
+    """Of one token that attends to so many keys, in all layers."""
+    return 4.0 * network.num_hidden_layers * network.num_attention_heads * network.head_dim * keys
+
+
+def body_flops(network: Qwen2Config, tokens: float, keys: float) -> float:
+    """Forward pass of all layers over tokens that attend to `keys` keys each on average."""
+    return tokens * (2.0 * network.num_hidden_layers * layer_weights(network) + attention_flops(network, keys))
+
+
+def head_flops(network: Qwen2Config, tokens: float) -> float:
+    """Logits of so many tokens."""
+    return 2.0 * tokens * network.hidden_size * network.vocab_size
+
+
+def update_flops(parts: Parts) -> float:
+    """Forward and backward pass over every row of a step, with those of the old and the reference policy."""
+    config, network = parts.config, parts.network
+    rows, response = config.rollouts_per_step, config.rollout.max_new_tokens
+    length = response + config.data.max_prompt_tokens
+    forward = body_flops(network, length, (length + 1) / 2) + head_flops(network, response)
+    passes = 3
+    passes += parts.steps.step.objective.importance_cap is not None
+    passes += config.objective.kl_coefficient > 0
+    return rows * passes * forward
+
+
+def norm_flops(parts: Parts, rows: int) -> float:
+    """Per-sample gradient norms of as many of the rows as are measured (`training/gradient_norms.py`)."""
+    config, network, step = parts.config, parts.network, parts.steps.step
+    if step.allocator.strategy.norms == "none":
+        return 0.0
+    method = step.norms.method
+    d, vocabulary = network.hidden_size, network.vocab_size
+    response = config.rollout.max_new_tokens
+    length = response + config.data.max_prompt_tokens
+    keys = (length + 1) / 2
+    forward = body_flops(network, length, keys)
+    if method == "update":
+        rows = rows // config.optimizer.updates_per_step
+    elif step.norms.max_samples:
+        rows = min(rows, step.norms.max_samples)
+    if method == "vmap":
+        return rows * 3 * (forward + head_flops(network, response))
+    paths = measured_paths(parts.model.abstract_params, step.norms)
+    logits = head_flops(network, response)
+    products = 2.0 * response**2 * (vocabulary + d) if paths.head else 0.0
+    if paths.head and paths.embeddings and network.tie_word_embeddings:
+        products += 4.0 * response * length * d
+    if method == "update":
+        return rows * (logits * paths.head + products)
+    # The backward pass is that of the activations alone: as dear as the forward one, its attention twice.
+    backward = forward + length * attention_flops(network, keys) + logits if paths.embeddings else 0.0
+    return rows * (forward + logits + backward + products)
+
+
+def program_flops(parts: Parts, name: str, workload: Workload) -> float:
+    """Of one run of a program of `Parts.lower`, over all devices."""
+    config, network, step = parts.config, parts.network, parts.steps.step
+    if name == "train step":
+        fresh = config.rollouts_per_step - step.pilot_rollouts
+        return update_flops(parts) + norm_flops(parts, fresh)
+    if name == "pilot":
+        return norm_flops(parts, step.pilot_rollouts)
+    if name == "prefill":
+        return body_flops(network, config.rollout.prefill_tokens, workload.prompt_tokens / 2)
+    if name.startswith("decode"):
+        tokens = int(name.split()[-1]) * config.rollout.block_steps
+        keys = workload.prompt_tokens + workload.response_tokens / 2
+        return body_flops(network, tokens, keys) + head_flops(network, tokens)
+    return 0.0
+
+
+def kernel_costs(parts: Parts, name: str, workload: Workload) -> tuple[float, float]:
+    """(operations, bytes read) of the attention kernels on one device: what no compiler counts.
+
+    The kernels are given their heads; sequences are not split.
+    """
+    if parts.engine.kernels == "xla" or not name.startswith(("decode", "prefill")):
+        return 0.0, 0.0
+    network, config, settings = parts.network, parts.config, parts.engine.settings
+    tensor = parts.mesh.shape["tensor"]
+    share = tensor if network.num_key_value_heads % tensor == 0 else 1
+    if name == "prefill":
+        tokens, keys = settings.prefill_tokens, workload.prompt_tokens / 2
+        sequences = max(1.0, tokens / max(workload.prompt_tokens, 1.0))
+        read = sequences * workload.prompt_tokens
+    else:
+        tokens = int(name.split()[-1]) * config.rollout.block_steps
+        keys = workload.prompt_tokens + workload.response_tokens / 2
+        read = tokens * keys
+    held = parts.engine.abstract_policy["cache"]
+    token_bytes = 2 * network.num_key_value_heads * held.shape[-1] * held.dtype.itemsize * network.num_hidden_layers
+    return tokens * attention_flops(network, keys) / share, read * token_bytes / share

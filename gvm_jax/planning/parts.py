@@ -1,0 +1,86 @@
+"""A run's programs and arrays for devices that are not there, from a config and the model's config.json alone."""
+
+import dataclasses
+import math
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from gvm_jax.models.config import Qwen2Config, model_folder
+from gvm_jax.models.qwen2 import Model
+from gvm_jax.planning.chips import Topology
+from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
+from gvm_jax.training.programs import StepPrograms
+
+STOP_IDS = (0,)  # which tokens end a response does not change the size of a program
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What `training.run.Run` builds but for the data, the tokenizer and the weights."""
+
+    config: ConfigDict
+    topology: Topology
+    network: Qwen2Config
+    mesh: Mesh
+    model: Model
+    engine: RolloutEngine
+    steps: StepPrograms
+
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """The programs of a step in the order of their first use, by name."""
+        return {**self.engine.lower(), **self.steps.lower()}
+
+    def held(self) -> dict[str, int]:
+        """Bytes on one device of the arrays that outlive a program, by what they are."""
+        state, policy = self.steps.abstract_state, self.engine.abstract_policy
+        rest = (state.step, state.statistics, state.prompt_ids, state.counts)
+        arrays = {
+            "parameters": state.params,
+            "optimizer": state.opt_state,
+            "reference": state.reference,
+            "statistics": rest,
+            "rollout weights": policy["weights"],
+            "KV pages": policy["cache"],
+        }
+        return {name: bytes_on_device(tree) for name, tree in arrays.items()}
+
+
+def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwen2Config | None = None) -> Parts:
+    """The parts of a config on a topology.
+
+    Args:
+      config: validated.
+      topology: whose devices the mesh is laid over.
+      num_prompts: rows of the training data.
+      network: the model's; read from `model.path` where it is not given.
+
+    Raises:
+      ConfigError, ModelError: fields that do not suit the topology or the model, or no config.json.
+    """
+    network = network or Qwen2Config.from_folder(model_folder(config.model.path, weights=False))
+    mesh = make_mesh(config.mesh, topology.devices())
+    dtype, _ = resolve_compute_dtype(config.model.compute_dtype, topology.chip.platform)
+    model = Model(network, dtype, config.model.remat)
+    settings = RolloutSettings.from_config(config)
+    if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
+        settings = dataclasses.replace(settings, attention={"gpu": "xla"}.get(settings.attention, settings.attention))
+    engine = RolloutEngine(model, mesh, settings, STOP_IDS)
+    return Parts(config, topology, network, mesh, model, engine, StepPrograms(config, model, mesh, num_prompts))
+
+
+def bytes_on_device(tree) -> int:
+    """Of arrays with shardings, the share of one device; the layout's padding is not in it."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def replicated_arrays(tree, least_bytes: int = 2**20) -> list[tuple[str, int]]:
+    """(path, bytes) of the arrays above a size that every device holds whole; none on a single device."""
+    found = []
+    for path, x in jax.tree_util.tree_leaves_with_path(tree):
+        size = math.prod(x.shape) * x.dtype.itemsize
+        if size > least_bytes and len(x.sharding.device_set) > 1 and x.sharding.shard_shape(x.shape) == x.shape:
+            found.append((jax.tree_util.keystr(path), size))
+    return found
