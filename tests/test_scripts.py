@@ -72,3 +72,14 @@ def test_an_interpreter_that_does_not_do_is_named(checkout):
     environment = {**os.environ, "PYTHON": "/bin/false"}
     done = subprocess.run([checkout / "tpu_scripts/train.sh"], env=environment, capture_output=True, text=True)
     assert done.returncode != 0 and "PYTHON=/bin/false is not a Python 3.11 or newer" in done.stderr
+
+
+@pytest.mark.parametrize("extra", ["tpu", "cuda"])
+def test_the_accelerator_of_the_machine_is_installed_for_and_said(extra, checkout):
+    environment = {**os.environ, "PYTHON": str(checkout.parent / "python"), "CALLS": str(checkout.parent / "calls")}
+    # An accelerator_extra of the test's own: /dev/accel0 cannot be had here.
+    commands = f'. "{checkout}/tpu_scripts/common.sh"; accelerator_extra() {{ echo {extra}; }}; activate_environment'
+    done = subprocess.run(["bash", "-euc", commands], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"Installing gvm_jax with [{extra}]" in done.stderr
+    assert f"-e {checkout}[{extra}]" in (checkout.parent / "calls").read_text()

@@ -1,3 +1,4 @@
+#!/usr/bin/env bash
 # Sourced by the scripts beside it: finds a usable Python and makes the virtual environment.
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
@@ -13,10 +14,11 @@ find_python() {
     return
   fi
   local name
-  for name in python3.13 python3.12 python3.11 python3 python; do
+  for name in python3.13 python3.12 python3.11 python3 python "$HOME/.local/bin/python3.12"; do
     if usable "$name"; then echo "$name"; return; fi
   done
-  echo "No Python 3.11 or newer with venv found on PATH; install one or set PYTHON=/path/to/python3.11" >&2
+  echo "No Python 3.11 or newer with venv found on PATH; install one or set PYTHON=/path/to/python3.11." \
+    "Without root: pip install --user uv && ~/.local/bin/uv python install 3.12" >&2
   return 1
 }
 
@@ -36,15 +38,16 @@ activate_environment() {
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   environment=${VENV:-$root/.venv-$version}
   stamp=$environment/.installed # "version checksum extra ..."
-  wanted="$version $(cksum <"$root/setup.py" | cut -d' ' -f1)"
   have=$(cat "$stamp" 2>/dev/null || true)
-  extras=$(printf '%s\n' $(accelerator_extra) "$@" $(echo "$have" | cut -s -d' ' -f3-) | sort -u | { grep . || true; })
-  wanted="$wanted $(echo $extras)"
+  extras=$({ accelerator_extra; printf '%s\n' "$@"; echo "$have" | cut -s -d' ' -f3- | tr ' ' '\n'; } |
+    sort -u | { grep . || true; } | paste -s -d ' ' -)
+  wanted="$version $(cksum <"$root/setup.py" | cut -d' ' -f1)${extras:+ $extras}"
   if [ "$have" != "$wanted" ]; then
-    echo "Installing gvm_jax for Python $version into $environment (about a minute)" >&2
+    local package="$root${extras:+[${extras// /,}]}"
+    echo "Installing gvm_jax${extras:+ with [${extras// /,}]} for Python $version into $environment (about a minute)" >&2
     "$python" -m venv "$environment"
     "$environment/bin/python" -m pip install --quiet --disable-pip-version-check \
-      -e "$root${extras:+[$(echo $extras | tr ' ' ,)]}" 2> >(grep -v '^WARNING: Location' >&2)
+      -e "$package" 2> >(grep -v '^WARNING: Location' >&2)
     echo "$wanted" >"$stamp"
   fi
   export PATH="$environment/bin:$PATH" PYTHONPATH="$root${PYTHONPATH:+:$PYTHONPATH}"

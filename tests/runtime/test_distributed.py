@@ -1,0 +1,232 @@
+"""Real processes over loopback: who is missing, dies, hangs or fails is named, and nobody waits for ever."""
+
+import contextlib
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from ml_collections import ConfigDict
+
+from gvm_jax.config import ConfigError
+from gvm_jax.runtime import distributed, preemption
+from gvm_jax.runtime.distributed import EXIT_CODE, VARIABLES, Job, find_job
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+START_SECONDS, PEER_SECONDS = 20.0, 3.0
+
+# Adds over all devices until it is told to stop; sys.argv[1] is what this process does once the others are at work.
+WORKER = f"""
+import sys, time
+from ml_collections import ConfigDict
+from gvm_jax.runtime import distributed
+
+config = ConfigDict({{"start_seconds": {START_SECONDS}, "peer_seconds": {PEER_SECONDS}}})
+config.update(eval(sys.argv[2]))
+with distributed.start(config):
+    import jax, jax.numpy as jnp, numpy as np
+    mesh = jax.make_mesh((jax.device_count(),), ("x",))
+    add = jax.jit(lambda x: x.sum(), out_shardings=jax.NamedSharding(mesh, jax.P()))
+    rows = np.arange(jax.device_count(), dtype=np.float32)
+    rows = jax.make_array_from_callback(rows.shape, jax.NamedSharding(mesh, jax.P("x")), lambda i: rows[i])
+    for step in range(10 if sys.argv[1] == "work" else 10**9):
+        total = float(add(rows))
+        if step == 2:
+            print("at work", jax.process_index(), jax.process_count(), total, flush=True)
+            if sys.argv[1] == "raise":
+                raise ValueError("a file is missing here")
+            if sys.argv[1].startswith("exit "):
+                sys.exit(eval(sys.argv[1][5:]))
+    if sys.argv[1] == "work" and jax.process_index() == 0:
+        time.sleep(1)  # the others are done long before
+print("left", flush=True)
+"""
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+class Worker(subprocess.Popen):
+    """A process that keeps what it says; `variables` describe its job."""
+
+    def __init__(self, action, variables, **config):
+        environment = {k: v for k, v in os.environ.items() if k not in VARIABLES} | variables
+        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+        environment["PYTHONPATH"] = str(ROOT)
+        super().__init__(
+            [sys.executable, "-c", WORKER, action, repr(config)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def wait_for(self, start):
+        """The first line that starts so; gloo writes there too."""
+        for line in self.stdout:
+            if line.startswith(start):
+                return line.rstrip()
+        pytest.fail(f"never said {start!r}: {self.stderr.read()}")
+
+    def end(self, seconds=30):
+        """Exit code and what was written to stderr."""
+        try:
+            _, errors = self.communicate(timeout=seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"still there after {seconds} s: {self.communicate()}")
+        return self.returncode, errors
+
+
+@contextlib.contextmanager
+def job(*actions, processes=2, **config):
+    """A worker for each action; `processes` may be more than that."""
+    address, workers = free_address(), []
+    try:
+        for process, action in enumerate(actions):
+            values = (address, str(processes), str(process))
+            if action != "absent":
+                workers.append(Worker(action, dict(zip(VARIABLES, values, strict=True)), **config))
+        yield workers
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.communicate()
+
+
+def test_processes_work_together_and_leave_together():
+    with job("work", "work") as workers:
+        lines = [worker.wait_for("at work") for worker in workers]
+        assert lines == ["at work 0 2 6.0", "at work 1 2 6.0"]
+        for worker in workers:
+            worker.wait_for("left")
+            assert worker.end()[0] == 0
+
+
+def test_one_process_has_nothing_to_join(monkeypatch):
+    for name, value in zip(VARIABLES, ("127.0.0.1:1", "1", "0"), strict=True):
+        monkeypatch.setenv(name, value)
+    with distributed.start(ConfigDict({"start_seconds": 0.1, "peer_seconds": 0.1})):
+        pass
+
+
+def test_missing_processes_are_named_by_those_that_came():
+    with job("work", "absent", "work", "absent", processes=4, start_seconds=2.0) as workers:
+        for worker in workers:
+            code, errors = worker.end(10)
+            assert code == EXIT_CODE
+            assert "error: processes 1, 3 of 4 did not start within 2 s (distributed.start_seconds)" in errors
+            assert f"Here: process 0 ({socket.gethostname()}), process 2 ({socket.gethostname()})" in errors
+
+
+def test_a_missing_first_process_is_named():
+    with job("absent", "work", start_seconds=1.0) as (worker,):
+        code, errors = worker.end(10)
+        assert code == EXIT_CODE
+        assert "error: process 0 did not answer on 127.0.0.1:" in errors and "within 1 s" in errors
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_is_named_and_the_other_one_ends(victim):
+    with job("loop", "loop") as workers:
+        for worker in workers:
+            worker.wait_for("at work")
+        workers[victim].kill()
+        began = time.monotonic()
+        code, errors = workers[1 - victim].end()
+        assert code == EXIT_CODE, errors
+        assert f"error: process {victim} ({socket.gethostname()}) is gone: its connection closed" in errors
+        assert f"error: so process {1 - victim} ({socket.gethostname()}) exits with code {EXIT_CODE}" in errors
+        assert time.monotonic() - began < 2 * PEER_SECONDS
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_hangs_is_named_after_the_configured_time(victim):
+    with job("loop", "loop") as workers:
+        for worker in workers:
+            worker.wait_for("at work")
+        workers[victim].send_signal(signal.SIGSTOP)
+        code, errors = workers[1 - victim].end()
+        assert code == EXIT_CODE
+        assert f"process {victim} ({socket.gethostname()}) was silent for 3 s (distributed.peer_seconds)" in errors
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_an_error_in_one_process_ends_the_other_with_its_message(failing):
+    actions = ["loop", "loop"]
+    actions[failing] = "raise"
+    with job(*actions) as workers:
+        code, errors = workers[failing].end()
+        assert code == 1 and errors.rstrip().endswith("ValueError: a file is missing here")
+        code, errors = workers[1 - failing].end()
+        assert code == EXIT_CODE
+        assert f"error: process {failing} ({socket.gethostname()}) failed: ValueError: a file is missing here" in errors
+
+
+def test_an_exit_with_a_message_is_a_failure_and_an_agreed_one_is_not():
+    with job("loop", "exit 'error: no such config'") as workers:
+        code, errors = workers[1].end()
+        assert code == 1 and errors.rstrip().endswith("error: no such config")
+        code, errors = workers[0].end()
+        assert code == EXIT_CODE and "failed: error: no such config" in errors
+    with job(*[f"exit {preemption.EXIT_CODE}"] * 2) as workers:
+        assert [worker.end()[0] for worker in workers] == [preemption.EXIT_CODE] * 2
+
+
+def test_who_does_not_belong_is_refused_and_the_run_goes_on():
+    with job("loop", "loop") as workers:
+        for worker in workers:
+            worker.wait_for("at work")
+        address = dict(pair.split("=", 1) for pair in environment_of(workers[0]))[VARIABLES[0]]
+        for number, total, message in [("1", "2", "process 1"), ("5", "8", "of 8 does not belong to a run of 2")]:
+            stranger = Worker("work", dict(zip(VARIABLES, (address, total, number), strict=True)))
+            code, errors = stranger.end()
+            assert code == EXIT_CODE and "runs already" in errors and message in errors
+        with socket.create_connection(address.rsplit(":", 1)) as scanner:
+            scanner.sendall(b"GET / HTTP/1.1\r\n")
+        time.sleep(0.5)
+        assert [worker.poll() for worker in workers] == [None, None]
+
+
+def environment_of(process):
+    return pathlib.Path(f"/proc/{process.pid}/environ").read_text().rstrip("\0").split("\0")
+
+
+def test_slurm_is_detected():
+    variables = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "127.0.0.1", "SLURM_NTASKS": "2"}
+    workers = [Worker("work", variables | {"SLURM_PROCID": i, "SLURM_LOCALID": i}) for i in "01"]
+    try:
+        assert workers[1].wait_for("at work") == "at work 1 2 6.0"
+        assert [worker.end()[0] for worker in workers] == [0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (("host:1", None, "0"), "JAX_COORDINATOR_ADDRESS=host:1, JAX_NUM_PROCESSES=, JAX_PROCESS_ID=0: set all three"),
+        (("host", "2", "0"), "must be HOST:PORT of process 0"),
+        (("host:1", "two", "0"), "must be HOST:PORT of process 0, the number of processes"),
+        (("host:1", "2", "2"), "numbered from 0 to JAX_NUM_PROCESSES - 1"),
+    ],
+)
+def test_a_job_that_is_half_described_is_refused(values, message, monkeypatch):
+    for name, value in zip(VARIABLES, values, strict=True):
+        monkeypatch.setenv(name, value) if value else monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ConfigError, match=message):
+        find_job(1.0)
+
+
+def test_the_variables_describe_a_job_and_without_them_there_is_none(monkeypatch):
+    for name, value in zip(VARIABLES, ("[::1]:8476", "4", "3"), strict=True):
+        monkeypatch.setenv(name, value)
+    assert find_job(1.0) == Job("[::1]:8476", 4, 3, None)
+    for name in VARIABLES:
+        monkeypatch.delenv(name)
+    assert find_job(1.0) is None
