@@ -161,6 +161,7 @@ RULES: dict[str, Rule] = {
     "mesh.tensor": _MESH_AXIS,
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
+    "checkpoint.keep_best": _integer(at_least=0),
 }
 
 

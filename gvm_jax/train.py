@@ -39,7 +39,7 @@ def train(config, workdir: pathlib.Path) -> None:
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
         print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
-        checkpointer = Checkpointer(workdir, config.checkpoint.every, config.checkpoint.keep)
+        checkpointer = Checkpointer(workdir, **config.checkpoint)
         state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
         if extra and extra["data"] != run.prompts.fingerprint():
             raise ConfigError(
@@ -62,7 +62,7 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) 
 
     def save(force: bool) -> None:
         extra = {"totals": dataclasses.asdict(journal.totals), "data": run.prompts.fingerprint()}
-        checkpointer.save(journal.totals.steps, state, extra, force=force)
+        checkpointer.save(journal.totals.steps, state, extra, journal.accuracy, force=force)
 
     try:
         for step in range(journal.totals.steps, config.steps + 1):

@@ -146,6 +146,7 @@ BROKEN = [
     ("mesh__tensor", 1.0),
     ("checkpoint__every", 0),
     ("checkpoint__keep", 0),
+    ("checkpoint__keep_best", -1),
 ]
 
 

@@ -119,11 +119,11 @@ class Journal:
         self._line: dict[str, float] = {}
         self._warned = False
         self._recent: collections.deque[Diagnostics] = collections.deque(maxlen=ADVICE_STEPS)
-        self._accuracy: dict[int, float] = {}
+        self.accuracy: dict[int, float] = {}  # held out, by step
         if resume_step is not None and (workdir / "evaluation.jsonl").exists():
             rows = read_rows(workdir, "evaluation")
             rows = [row for row in rows if row["step"] <= resume_step]
-            self._accuracy = {row["step"]: row["accuracy"] for row in rows}
+            self.accuracy = {row["step"]: row["accuracy"] for row in rows}
             if rows:  # a checkpoint is older than the evaluation of its step
                 totals.seconds["evaluation"] = rows[-1]["total/seconds/evaluation"]
 
@@ -133,12 +133,12 @@ class Journal:
 
     def evaluated(self, step: int) -> bool:
         """Whether the policy after `step` steps has been evaluated, before an interruption too."""
-        return step in self._accuracy
+        return step in self.accuracy
 
     def evaluation(self, step: int, accuracy: float, seconds: dict[str, float]) -> None:
         """Record a held-out accuracy."""
         self.totals.add_seconds(seconds)
-        self._accuracy[step] = accuracy
+        self.accuracy[step] = accuracy
         self._writer.write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
 
     def step(
@@ -194,7 +194,7 @@ class Journal:
             totals.steps,
             reward=line.get("reward/mean"),
             accept_rate=line.get("reward/accept_rate"),
-            held_out_accuracy=self._accuracy.get(totals.steps),
+            held_out_accuracy=self.accuracy.get(totals.steps),
             rollouts=totals.rollouts,
             tokens=totals.sampled_tokens,
             updates=totals.updates,
