@@ -124,6 +124,8 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.01
     config.optimizer.max_gradient_norm = 1.0  # global-norm clip
+    # An update whose loss or gradient is not finite is left out; after so many in a row the run stops.
+    config.optimizer.max_skipped_updates = 5
     config.optimizer.logprob_chunk = 128  # response positions whose vocabulary logits are held at once
 
     config.mesh = ConfigDict()

@@ -32,8 +32,10 @@ def train(config, workdir: pathlib.Path) -> None:
     Raises:
       ConfigError, DataError, ModelError: bad input, before any device work.
       VerifierFailure: the grader failed on too many answers.
-      FloatingPointError: the loss or its gradient is not finite.
-      Preempted: on SIGTERM or Ctrl-C, once a checkpoint is saved.
+      FloatingPointError: the loss or its gradient was not finite too often.
+      Preempted: on SIGTERM or Ctrl-C.
+      CheckpointError: the state cannot be saved, or none that was saved can be read.
+    A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
     with StopSignal() as stop, Run(config, stop.check) as run:
@@ -49,7 +51,8 @@ def train(config, workdir: pathlib.Path) -> None:
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        journal = Journal(workdir, config.steps, totals, resume_step, active=jax.process_index() == 0)
+        limit, active = config.optimizer.max_skipped_updates, jax.process_index() == 0
+        journal = Journal(workdir, config.steps, totals, limit, resume_step, active)
         try:
             loop(config, run, state, journal, checkpointer)
         finally:
@@ -81,7 +84,7 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) 
                 metrics = jax.device_get(metrics)
             journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
             save(force=step + 1 == config.steps)
-    except Preempted:
+    except (Preempted, VerifierFailure, FloatingPointError):
         save(force=True)
         raise
 

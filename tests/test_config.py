@@ -140,6 +140,7 @@ BROKEN = [
     ("optimizer__b2", 1.0),
     ("optimizer__weight_decay", -0.1),
     ("optimizer__max_gradient_norm", 0.0),
+    ("optimizer__max_skipped_updates", 0),
     ("optimizer__logprob_chunk", 0),
     ("mesh__data", 0),
     ("mesh__fsdp", -2),

@@ -29,6 +29,7 @@ RESUMABLE_FIELDS = (
     "rewards.workers",
     "rewards.deadline_seconds",
     "rewards.max_failure_rate",
+    "optimizer.max_skipped_updates",
 )
 
 
