@@ -54,13 +54,13 @@ def train(config, workdir: pathlib.Path) -> None:
         limit, active = config.optimizer.max_skipped_updates, jax.process_index() == 0
         journal = Journal(workdir, config.steps, totals, limit, resume_step, active)
         try:
-            loop(config, run, state, journal, checkpointer)
+            loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
             checkpointer.close()
 
 
-def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) -> None:
+def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
     """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
 
     def save(force: bool) -> None:
@@ -80,8 +80,9 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) 
             prompt_ids = np.asarray(state.prompt_ids)
             state, graded = run.collect(state)  # counts -> rollouts -> rewards
             with run.timer("update"):  # -> new state, with the next prompts' counts
-                state, metrics = run.train_step(state, graded.rollouts, graded.rewards, run.stream[step + 1])
+                state, metrics = run.update(state, graded, run.stream[step + 1])
                 metrics = jax.device_get(metrics)
+            stop.nothing_to_lose = False
             journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
             save(force=step + 1 == config.steps)
     except (Preempted, VerifierFailure, FloatingPointError):

@@ -6,6 +6,7 @@ import pathlib
 import warnings
 
 import numpy as np
+import psutil
 from absl import logging
 
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
@@ -90,6 +91,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         # Parts of the rollouts' seconds.
         "seconds/rollout_prefill": graded.stats.prefill_seconds,
         "seconds/rollout_idle": graded.stats.idle_seconds,
+        "host/resident_bytes": psutil.Process().memory_info().rss,
     }
 
 
