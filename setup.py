@@ -28,6 +28,7 @@ setuptools.setup(
         "optax",
         "orbax-checkpoint>=0.12",
         "pebble>=5.1",
+        "psutil",
         "rich",
         "safetensors",
         "scipy",

@@ -125,6 +125,8 @@ def get_config() -> ConfigDict:
     config.optimizer.b2 = 0.999
     config.optimizer.weight_decay = 0.01
     config.optimizer.max_gradient_norm = 1.0  # global-norm clip
+    # An update whose loss or gradient is not finite is left out; after so many in a row the run stops.
+    config.optimizer.max_skipped_updates = 5
     config.optimizer.logprob_chunk = 128  # response positions whose vocabulary logits are held at once
 
     config.mesh = ConfigDict()
@@ -138,7 +140,9 @@ def get_config() -> ConfigDict:
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too
-    config.checkpoint.keep = 2  # newest checkpoints kept
+    config.checkpoint.keep = 2  # newest checkpoints kept; the older of them stand in for one that is damaged
+    # Checkpoints with the best held-out accuracy that are kept beside them, of the saved steps that were evaluated.
+    config.checkpoint.keep_best = 1
     return config.lock()
 
 

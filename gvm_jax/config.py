@@ -156,6 +156,7 @@ RULES: dict[str, Rule] = {
     "optimizer.b2": _number(at_least=0, below=1),
     "optimizer.weight_decay": _number(at_least=0),
     "optimizer.max_gradient_norm": _number(above=0),
+    "optimizer.max_skipped_updates": _integer(at_least=1),
     "optimizer.logprob_chunk": _integer(at_least=1),
     "mesh.data": _MESH_AXIS,
     "mesh.fsdp": _MESH_AXIS,
@@ -164,6 +165,7 @@ RULES: dict[str, Rule] = {
     "distributed.peer_seconds": _number(above=0),
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
+    "checkpoint.keep_best": _integer(at_least=0),
 }
 
 

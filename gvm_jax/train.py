@@ -33,14 +33,16 @@ def train(config, workdir: pathlib.Path) -> None:
     Raises:
       ConfigError, DataError, ModelError: bad input, before any device work.
       VerifierFailure: the grader failed on too many answers.
-      FloatingPointError: the loss or its gradient is not finite.
-      Preempted: on SIGTERM or Ctrl-C, once a checkpoint is saved.
+      FloatingPointError: the loss or its gradient was not finite too often.
+      Preempted: on SIGTERM or Ctrl-C.
+      CheckpointError: the state cannot be saved, or none that was saved can be read.
+    A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
         print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
-        checkpointer = Checkpointer(workdir, config.checkpoint.every, config.checkpoint.keep)
+        checkpointer = Checkpointer(workdir, **config.checkpoint)
         state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
         if extra and extra["data"] != run.prompts.fingerprint():
             raise ConfigError(
@@ -50,20 +52,21 @@ def train(config, workdir: pathlib.Path) -> None:
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        journal = Journal(workdir, config.steps, totals, resume_step, active=jax.process_index() == 0)
+        limit, active = config.optimizer.max_skipped_updates, jax.process_index() == 0
+        journal = Journal(workdir, config.steps, totals, limit, resume_step, active)
         try:
-            loop(config, run, state, journal, checkpointer)
+            loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
             checkpointer.close()
 
 
-def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) -> None:
+def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
     """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
 
     def save(force: bool) -> None:
         extra = {"totals": dataclasses.asdict(journal.totals), "data": run.prompts.fingerprint()}
-        checkpointer.save(journal.totals.steps, state, extra, force=force)
+        checkpointer.save(journal.totals.steps, state, extra, journal.accuracy, force=force)
 
     try:
         for step in range(journal.totals.steps, config.steps + 1):
@@ -78,11 +81,12 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer) 
             prompt_ids = np.asarray(state.prompt_ids)
             state, graded = run.collect(state)  # counts -> rollouts -> rewards
             with run.timer("update"):  # -> new state, with the next prompts' counts
-                state, metrics = run.train_step(state, graded.rollouts, graded.rewards, run.stream[step + 1])
+                state, metrics = run.update(state, graded, run.stream[step + 1])
                 metrics = jax.device_get(metrics)
+            stop.nothing_to_lose = False
             journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
             save(force=step + 1 == config.steps)
-    except Preempted:
+    except (Preempted, VerifierFailure, FloatingPointError):
         save(force=True)
         raise
 

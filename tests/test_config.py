@@ -141,6 +141,7 @@ BROKEN = [
     ("optimizer__b2", 1.0),
     ("optimizer__weight_decay", -0.1),
     ("optimizer__max_gradient_norm", 0.0),
+    ("optimizer__max_skipped_updates", 0),
     ("optimizer__logprob_chunk", 0),
     ("mesh__data", 0),
     ("mesh__fsdp", -2),
@@ -149,6 +150,7 @@ BROKEN = [
     ("distributed__peer_seconds", float("inf")),
     ("checkpoint__every", 0),
     ("checkpoint__keep", 0),
+    ("checkpoint__keep_best", -1),
 ]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import enum
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -51,13 +51,13 @@ class PendingVerdict:
         """Whether `result` returns at once."""
         return self._outcome.done()
 
-    def result(self) -> Verdict:
-        """The verdict, waited for.
+    def result(self, check_interrupt: Callable[[], None] = lambda: None) -> Verdict:
+        """The verdict, waited for; `check_interrupt` is called meanwhile and may raise to give up.
 
         Raises:
             concurrent.futures.CancelledError: the grader was closed before.
         """
-        self._pool.wait([self._outcome])
+        self._pool.wait([self._outcome], check_interrupt)
         error = self._outcome.exception()
         if not self._answer:
             status = Status.NO_ANSWER
@@ -112,13 +112,15 @@ class MathGrader(contextlib.AbstractContextManager):
         """
         return self._submit(extract_boxed(text), gold)
 
-    def collect(self, pending: Sequence[PendingVerdict]) -> list[Verdict]:
-        """Waits for verdicts and returns them in the order given.
+    def collect(
+        self, pending: Sequence[PendingVerdict], check_interrupt: Callable[[], None] = lambda: None
+    ) -> list[Verdict]:
+        """Waits for verdicts and returns them in the order given; `check_interrupt` may raise to give up.
 
         Raises:
             VerifierFailure: timeouts and errors are more than `max_failure_rate` of them.
         """
-        verdicts = [verdict.result() for verdict in pending]
+        verdicts = [verdict.result(check_interrupt) for verdict in pending]
         failures = [verdict for verdict in verdicts if verdict.status in (Status.TIMEOUT, Status.ERROR)]
         if len(failures) > self._max_failure_rate * len(verdicts):
             errors = sum(verdict.status is Status.ERROR for verdict in failures)

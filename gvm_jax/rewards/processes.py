@@ -91,9 +91,10 @@ class WorkerPool:
         self._schedule(outcome)
         return outcome
 
-    def wait(self, outcomes: Sequence[Future[bool]]) -> None:
-        """Returns when all outcomes are there."""
+    def wait(self, outcomes: Sequence[Future[bool]], check_interrupt: Callable[[], None] = lambda: None) -> None:
+        """Returns when all outcomes are there; `check_interrupt` is called every second and may raise to give up."""
         while wait(outcomes, timeout=_INSPECTION_SECONDS).not_done:
+            check_interrupt()
             self._replace_if_broken()
 
     def close(self) -> None:

@@ -1,16 +1,25 @@
 """A run's workdir: whose it is (`config.json`) and where it stands (`checkpoints/`)."""
 
+import contextlib
+import dataclasses
+import hashlib
 import json
 import os
 import pathlib
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
+from absl import logging
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
 from gvm_jax.config import ConfigError, diff, from_json, to_json
+from gvm_jax.runtime.checksums import checksums
 
 # What may change when a run is resumed: the length, the record and the graders' limits, not the algorithm.
 RESUMABLE_FIELDS = (
@@ -20,6 +29,7 @@ RESUMABLE_FIELDS = (
     "rewards.workers",
     "rewards.deadline_seconds",
     "rewards.max_failure_rate",
+    "optimizer.max_skipped_updates",
 )
 
 
@@ -61,14 +71,59 @@ def claim_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
     temporary.replace(path)
 
 
+class CheckpointError(OSError):
+    """A checkpoint that cannot be saved, or none that can be read; the message names it and says what to do."""
+
+
 def _layout(state: Any) -> dict[str, str]:
     """Path -> dtype and shape of every array of a pytree."""
     leaves = jax.tree_util.tree_leaves_with_path(state)
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
+def _digest(run: dict[str, Any]) -> str:
+    """SHA-256 of what a checkpoint says of its run, the digest itself left out."""
+    content = {name: value for name, value in run.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _reason(error: BaseException) -> str:
+    """The first cause of an error on one line: the layers above it do not name the file."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
+
+
+def _compare(expected: dict[str, int], found: dict[str, int]) -> None:
+    """Raises ValueError for arrays that are not, bit for bit, what was saved."""
+    altered = [path for path, checksum in found.items() if expected[path] != checksum]
+    if altered:
+        raise ValueError(f"{len(altered)} arrays are not what was saved, among them state{altered[0]}")
+
+
+def _agreed(here: bool) -> bool:
+    """Whether something holds in every process; a collective."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.asarray(here)).all())
+
+
+@dataclasses.dataclass
+class _Best:
+    """Keeps the checkpoints with the best scores; of equal ones the newest."""
+
+    keep: int
+    scores: Mapping[int, float] = dataclasses.field(default_factory=dict)  # by step
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Orbax's PreservationPolicy."""
+        scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.scores]
+        best = sorted(scored, key=lambda step: (self.scores[step], step), reverse=True)[: self.keep]
+        return [checkpoint.step in best for checkpoint in checkpoints]
+
+
 class Checkpointer:
-    """Saves a run's state under `workdir/checkpoints` while it goes on, and restores the newest one.
+    """Saves a run's state under `workdir/checkpoints` while it goes on, and restores the newest good one.
 
     A checkpoint that was being written at a crash is not seen by `restore`. With several processes, all of
     them call the same methods at the same points, on a workdir that all of them see.
@@ -77,25 +132,33 @@ class Checkpointer:
       workdir: folder of the run.
       every: steps between two saves.
       keep: newest checkpoints kept.
+      keep_best: checkpoints with the best scores kept beside them.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], every: int, keep: int) -> None:
-        self._folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+    def __init__(self, workdir: str | os.PathLike[str], every: int, keep: int, keep_best: int = 0) -> None:
+        self._workdir = pathlib.Path(os.path.abspath(workdir))
+        self._folder = self._workdir / "checkpoints"
+        self._best = _Best(keep_best)
         options = ocp.CheckpointManagerOptions(
             save_decision_policy=checkpoint_managers.FixedIntervalPolicy(every),
-            preservation_policy=checkpoint_managers.LatestN(keep),
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(
+                [checkpoint_managers.LatestN(keep), self._best]
+            ),
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
-    def save(self, step: int, state: Any, extra: dict[str, Any], force: bool = False) -> bool:
+    def save(
+        self, step: int, state: Any, extra: dict[str, Any], scores: Mapping[int, float] | None = None, force=False
+    ) -> bool:
         """Starts to save a step if it is due; returns once the state is copied, so that it may be donated.
 
         Args:
           step: steps done.
           state: pytree of arrays (dicts, dataclasses, optax and nnx states); no PRNG keys.
           extra: what else the run resumes from, as JSON holds it: text keys, no tuples.
+          scores: of the steps known so far, larger = better; `keep_best` goes by them.
           force: save although the step is not due.
 
         Returns:
@@ -103,20 +166,26 @@ class Checkpointer:
 
         Raises:
           TypeError, ValueError: for an `extra` that JSON does not hold as it is.
-          Exception: whatever made an earlier save fail in the background.
+          CheckpointError: this or an earlier save failed, the disk being full for instance.
         """
+        if not self._manager.is_saving_in_progress():
+            self.wait()  # a save that failed is told of at the next step, not at the next save
         if step == self._manager.latest_step() or not (force or self._manager.should_save(step)):
             return False
         if json.loads(json.dumps(extra, allow_nan=False)) != extra:
             raise ValueError(f"extra of step {step}: must be what JSON gives back (text keys, lists), found {extra!r}")
-        saved = {
-            "state": ocp.args.StandardSave(state),
-            "run": ocp.args.JsonSave({"extra": extra, "layout": _layout(state)}),
-        }
-        return self._manager.save(step, args=ocp.args.Composite(**saved), force=force)
+        self._best.scores = scores or {}
+        run = {"extra": extra, "layout": _layout(state), "checksums": checksums(state)}
+        run["digest"] = _digest(run)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        with self._explained():
+            return self._manager.save(step, args=args, force=force)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any], int] | None:
-        """The newest checkpoint as (state, extra, step); None where there is none.
+        """The newest good checkpoint as (state, extra, step); None where there is none at all.
+
+        Every array is compared with its checksum. A checkpoint that is damaged or incomplete is logged as an
+        error and moved to `workdir/broken/STEP`, and the one before it is taken.
 
         Args:
           abstract_state: the state's pytree with `jax.ShapeDtypeStruct` leaves; each array is restored onto
@@ -125,11 +194,32 @@ class Checkpointer:
         Raises:
           ConfigError: where the checkpoint's arrays are not those of `abstract_state`. Orbax would cast
             another dtype in silence.
+          CheckpointError: there are checkpoints, but none is good; they stay where they are.
         """
-        step = self._manager.latest_step()
-        if step is None:
+        broken: dict[int, str] = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            found, problem = None, ""
+            try:
+                found = self._read(step, abstract_state)
+            except ConfigError:
+                raise
+            except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
+                problem = _reason(error)
+            if _agreed(found is not None):
+                self._set_aside(broken, step)
+                return *found, step
+            broken[step] = problem or "another process could not read it; its own log says why"
+        if not broken:
             return None
+        problems = [f"step {step}: {problem}" for step, problem in broken.items()]
+        raise CheckpointError(
+            "\n  ".join([f"{self._folder}: no checkpoint can be read; repair them or use another --workdir", *problems])
+        )
+
+    def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
         run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        if run.get("digest") != _digest(run):
+            raise ValueError(f"{self._folder}/{step}/run/metadata is not what was saved")
         if differences := diff(run["layout"], _layout(abstract_state)):
             shown = [
                 *differences[:10],
@@ -141,38 +231,91 @@ class Checkpointer:
             )
             raise ConfigError("\n  ".join([problem, *shown]))
         args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        return self._manager.restore(step, args=args).state, run["extra"], step
+        state = self._manager.restore(step, args=args).state
+        _compare(run["checksums"], checksums(state))
+        return state, run["extra"]
+
+    def _set_aside(self, broken: Mapping[int, str], good: int) -> None:
+        """Moves broken checkpoints away: their steps will be saved again."""
+        if not broken:
+            return
+        target = self._workdir / "broken"
+        for step, problem in broken.items():
+            logging.error(
+                "CHECKPOINT OF STEP %d IS BROKEN, GOING ON FROM STEP %d. %s (moved to %s): %s",
+                step, good, self._folder / str(step), target / str(step), problem,
+            )  # fmt: skip
+            if jax.process_index() == 0:
+                shutil.rmtree(target / str(step), ignore_errors=True)
+                target.mkdir(exist_ok=True)
+                (self._folder / str(step)).rename(target / str(step))
+        _agreed(True)  # none looks into the folder before it is in order
+        self._manager.reload()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns what Orbax raises for a save that failed into a CheckpointError."""
+        try:
+            yield
+        except Exception as error:
+            self._manager.reload()
+            step = self._manager.latest_step()
+            last = "there is no earlier one" if step is None else f"that of step {step} is whole"
+            raise CheckpointError(
+                f"{self._folder}: a checkpoint could not be saved; {last}. If the disk is full, free space or lower "
+                f"checkpoint.keep; the same command goes on from the last whole checkpoint. {_reason(error)}"
+            ) from error
 
     def wait(self) -> None:
-        """Returns when all saves are on disk; raises what made one fail."""
-        self._manager.wait_until_finished()
+        """Returns when all saves are on disk.
+
+        Raises:
+          CheckpointError: one of them failed.
+        """
+        with self._explained():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits for all saves and releases the background threads."""
-        self.wait()
-        self._manager.close()
+        try:
+            self.wait()
+        finally:
+            self._manager.close()
 
 
-def restore_subtree(workdir: str | os.PathLike[str], name: str, abstract: Any) -> tuple[Any, int]:
-    """One field of the newest checkpoint's state, without reading the others; for export.
+def restore_subtree(
+    workdir: str | os.PathLike[str], name: str, abstract: Any, step: int | None = None
+) -> tuple[Any, int]:
+    """One field of a checkpoint's state, without reading the others; for export.
 
     Args:
       workdir: folder of the run.
       name: the field.
       abstract: its pytree with `jax.ShapeDtypeStruct` leaves.
+      step: of the checkpoint; None = the newest.
 
     Returns:
       The field and the step it is from.
 
     Raises:
-      FileNotFoundError: there is no checkpoint.
+      FileNotFoundError: there is no such checkpoint.
+      CheckpointError: it is damaged.
     """
-    folder = os.path.join(os.path.abspath(workdir), "checkpoints")
+    folder = pathlib.Path(os.path.abspath(workdir)) / "checkpoints"
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False, read_only=True)) as manager:
-        step = manager.latest_step()
-        if step is None:
+        steps = manager.all_steps()
+        if not steps:
             raise FileNotFoundError(f"{folder} holds no finished checkpoint; let the run save one first")
+        step = max(steps) if step is None else step
+        if step not in steps:
+            raise FileNotFoundError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
         item = {name: abstract}
         restore_args = ocp.checkpoint_utils.construct_restore_args(item)
         args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        return manager.restore(step, args=ocp.args.Composite(state=args)).state[name], step
+        try:
+            restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
+            found = {f".{name}{path}": checksum for path, checksum in checksums(restored.state[name]).items()}
+            _compare(restored.run["checksums"], found)
+        except Exception as error:
+            raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
+        return restored.state[name], step

@@ -5,15 +5,29 @@ has one line a step too, with a list for each column. A non-finite number is `nu
 is read back as NaN.
 """
 
+import contextlib
 import json
 import math
 import os
 import pathlib
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
+
+
+@contextlib.contextmanager
+def _named(path: os.PathLike[str]) -> Iterator[None]:
+    """Has an error of the disk name the file and say what to do."""
+    try:
+        yield
+    except OSError as error:
+        problem = f"{path}: cannot be written; free space or use another --workdir. {error.strerror or error}"
+        raise OSError(problem) from error
 
 
 def _plain(value: Any) -> int | float | None:
@@ -57,13 +71,14 @@ class MetricsWriter:
             return
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._open("metrics")
-        self._tensorboard = SummaryWriter(
-            str(self._workdir / "tensorboard"),
-            purge_step=self._first_step,
-            flush_secs=30,
+        folder = self._workdir / "tensorboard"
+        with _named(folder):
+            folder.mkdir(exist_ok=True)
+            # Without SummaryWriter's thread: a full disk ends that one, and then add_scalar waits for ever.
             # A file is named by the second it was made in; a quick resume must not overwrite the one before.
-            filename_suffix=f".from_step_{self._first_step}",
-        )
+            self._tensorboard = EventsWriter(str(folder / "events"), f".from_step_{self._first_step}")
+            purge = SessionLog(status=SessionLog.START)
+            self._tensorboard.write_event(Event(wall_time=time.time(), step=self._first_step, session_log=purge))
 
     def write(self, step: int, scalars: Mapping[str, Any], table: str = "metrics") -> None:
         """Appends a step's line to `<table>.jsonl` and its scalars to TensorBoard.
@@ -80,9 +95,12 @@ class MetricsWriter:
             return
         self._append(table, step, {name: _plain(value) for name, value in scalars.items()})
         prefix = "" if table == "metrics" else f"{table}/"
-        for name, value in scalars.items():
-            if math.isfinite(value):  # it warns of every other
-                self._tensorboard.add_scalar(prefix + name, value, step)
+        with _named(self._workdir / "tensorboard"):
+            for name, value in scalars.items():
+                if math.isfinite(value):
+                    summary = scalar(prefix + name, float(value))
+                    self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            self._tensorboard.flush()
 
     def write_rows(self, table: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:
         """Appends a step's rows to `<table>.jsonl`, as one line with a list for each column.
@@ -103,7 +121,8 @@ class MetricsWriter:
             return
         for file, _ in self._files.values():
             file.close()
-        self._tensorboard.close()
+        with _named(self._workdir / "tensorboard"):
+            self._tensorboard.close()
 
     def __enter__(self) -> "MetricsWriter":
         """The writer itself; leaving the block closes it."""
@@ -123,7 +142,7 @@ class MetricsWriter:
                     break
                 last_step, end = line["step"], line_end
             os.truncate(path, end)
-        self._files[name] = (path.open("a", encoding="utf-8"), last_step)
+        self._files[name] = (path.open("ab", buffering=0), last_step)  # a line that failed is not tried again at close
 
     def _append(self, name: str, step: int, values: Mapping[str, Any]) -> None:
         if name not in self._files:
@@ -133,8 +152,10 @@ class MetricsWriter:
             raise ValueError(
                 f"{name}.jsonl: step {step} after step {last_step}; write a step once, with all its values"
             )
-        file.write(json.dumps({"step": step, **values}, allow_nan=False) + "\n")
-        file.flush()
+        line = json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n"
+        with _named(self._workdir / f"{name}.jsonl"):
+            while line:  # a disk that fills up takes a part first
+                line = line[file.write(line) :]
         self._files[name] = (file, step)
 
 

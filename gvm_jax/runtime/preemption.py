@@ -2,6 +2,7 @@
 
 import os
 import signal
+import threading
 from types import FrameType
 
 import jax
@@ -11,6 +12,9 @@ from jax.experimental import multihost_utils
 # Of a run that was told to stop, saved, and can be resumed by the same command: the shell's code for a
 # process ended by SIGTERM. Not 0, since a supervisor must not take an interrupted run for a finished one.
 EXIT_CODE = 143
+
+# How long a run that has nothing to lose is given to look at the request itself.
+_PATIENCE_SECONDS = 5.0
 
 
 class Preempted(Exception):  # noqa: N818 - a request, not an error
@@ -27,23 +31,47 @@ class StopSignal:
         with StopSignal() as stop:
             for ...:
                 stop.check()
+
+    Python runs a handler between two of its own instructions, and the compilation of a large program is one of them
+    that takes minutes. So a process that is alone and has `nothing_to_lose` is ended with `EXIT_CODE` if it has not
+    stopped by itself some seconds after the request.
     """
+
+    nothing_to_lose = True  # until the run sets it to False, having done what is not saved
 
     def __init__(self) -> None:
         self._requested = False
         self._interrupted = False
         self._former: dict[signal.Signals, object] = {}
+        self._left = threading.Event()
 
     def __enter__(self) -> "StopSignal":
         """Installs the handlers."""
         for number in (signal.SIGTERM, signal.SIGINT):
             self._former[number] = signal.signal(number, self._handle)
+        self._read, self._write = os.pipe()
+        os.set_blocking(self._write, False)
+        self._former_wakeup = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+        threading.Thread(target=self._watch, name="stop_signal", daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
         """Restores the former handlers."""
         for number, handler in self._former.items():
             signal.signal(number, handler)
+        signal.set_wakeup_fd(self._former_wakeup)
+        self._left.set()
+        os.close(self._write)
+
+    def _watch(self) -> None:
+        """Looks at the signals' numbers, which arrive here even while the main thread is not in Python."""
+        while arrived := os.read(self._read, 1):
+            if arrived[0] not in (signal.SIGTERM, signal.SIGINT) or self._left.wait(_PATIENCE_SECONDS):
+                continue
+            if self.nothing_to_lose and jax.process_count() == 1:
+                os.write(2, b"stopped at once, with nothing to save; the same command resumes the run\n")
+                os._exit(EXIT_CODE)
+        os.close(self._read)
 
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:

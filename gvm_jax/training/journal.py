@@ -2,17 +2,18 @@
 
 import collections
 import dataclasses
-import math
 import pathlib
 import warnings
 
 import numpy as np
+import psutil
 from absl import logging
 
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
 from gvm_jax.rewards import Status
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
+from gvm_jax.training.guard import save_batch
 from gvm_jax.training.run import Graded
 from gvm_jax.training.step import StepMetrics
 
@@ -29,7 +30,8 @@ class Totals:
     rollouts: int = 0  # pilots included, evaluation not
     sampled_tokens: int = 0  # response tokens of these rollouts
     trained_tokens: int = 0  # response tokens that had a gradient
-    updates: int = 0  # optimizer updates
+    updates: int = 0  # optimizer updates that were applied
+    skipped_updates: int = 0  # and those that were not, since their loss or gradient was not finite
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by phase
 
     def add(self, graded: Graded, metrics: StepMetrics, updates: int, seconds: dict[str, float]) -> None:
@@ -39,7 +41,8 @@ class Totals:
         self.rollouts += len(graded.verdicts)
         self.sampled_tokens += int(graded.rollouts.response_lengths.sum())
         self.trained_tokens += int(metrics.trained_tokens)
-        self.updates += updates
+        self.updates += updates - int(metrics.skipped_updates)
+        self.skipped_updates += int(metrics.skipped_updates)
         self.add_seconds(seconds)
 
     def add_seconds(self, seconds: dict[str, float]) -> None:
@@ -72,6 +75,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "rollout/preemptions": graded.stats.preemptions,
         "train/loss": metrics.loss,
         "train/gradient_norm": metrics.gradient_norm,
+        "train/skipped_updates": metrics.skipped_updates,
         "train/clip_fraction": metrics.clip_fraction,
         **corrected,
         "train/kl": metrics.kl,
@@ -87,6 +91,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         # Parts of the rollouts' seconds.
         "seconds/rollout_prefill": graded.stats.prefill_seconds,
         "seconds/rollout_idle": graded.stats.idle_seconds,
+        "host/resident_bytes": psutil.Process().memory_info().rss,
     }
 
 
@@ -108,22 +113,32 @@ class Journal:
       workdir: folder of the run.
       steps: steps of the whole run.
       totals: where the run stands; changed in place.
+      max_skipped: updates left out in a row at which `step` raises.
       resume_step: the checkpoint that the run goes on from; None = from the start.
       active: False on all processes but the first.
     """
 
-    def __init__(self, workdir: pathlib.Path, steps: int, totals: Totals, resume_step: int | None, active: bool):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        steps: int,
+        totals: Totals,
+        max_skipped: int,
+        resume_step: int | None,
+        active: bool,
+    ):
         self.totals = totals
+        self._workdir, self._max_skipped, self._active = workdir, max_skipped, active
         self._writer = MetricsWriter(workdir, resume_step, active)
         self._progress = ProgressPrinter(steps, active)
         self._line: dict[str, float] = {}
         self._warned = False
         self._recent: collections.deque[Diagnostics] = collections.deque(maxlen=ADVICE_STEPS)
-        self._accuracy: dict[int, float] = {}
+        self.accuracy: dict[int, float] = {}  # held out, by step
         if resume_step is not None and (workdir / "evaluation.jsonl").exists():
             rows = read_rows(workdir, "evaluation")
             rows = [row for row in rows if row["step"] <= resume_step]
-            self._accuracy = {row["step"]: row["accuracy"] for row in rows}
+            self.accuracy = {row["step"]: row["accuracy"] for row in rows}
             if rows:  # a checkpoint is older than the evaluation of its step
                 totals.seconds["evaluation"] = rows[-1]["total/seconds/evaluation"]
 
@@ -133,12 +148,12 @@ class Journal:
 
     def evaluated(self, step: int) -> bool:
         """Whether the policy after `step` steps has been evaluated, before an interruption too."""
-        return step in self._accuracy
+        return step in self.accuracy
 
     def evaluation(self, step: int, accuracy: float, seconds: dict[str, float]) -> None:
         """Record a held-out accuracy."""
         self.totals.add_seconds(seconds)
-        self._accuracy[step] = accuracy
+        self.accuracy[step] = accuracy
         self._writer.write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
 
     def step(
@@ -152,13 +167,8 @@ class Journal:
         """Record a step that was trained.
 
         Raises:
-          FloatingPointError: its loss or gradient is not finite; nothing is recorded.
+          FloatingPointError: too many updates in a row were not finite; the step is recorded and its batch kept.
         """
-        if not (math.isfinite(metrics.loss) and math.isfinite(metrics.gradient_norm)):
-            raise FloatingPointError(
-                f"step {self.totals.steps + 1}: loss {metrics.loss}, gradient norm {metrics.gradient_norm}; the last "
-                "checkpoint is whole. Lower optimizer.learning_rate, or compute in float32 (model.compute_dtype)"
-            )
         self.totals.add(graded, metrics, updates, seconds)
         self._line = step_scalars(graded, metrics, seconds)
         step = self.totals.steps
@@ -171,6 +181,27 @@ class Journal:
                 "are not mere rambling", step, 100 * self._line["rollout/truncated"],
             )  # fmt: skip
         self._advise(step, metrics.diagnostics)
+        if metrics.skipped_updates:
+            self._warn_of_skipped(step, prompt_ids, graded, metrics)
+
+    def _warn_of_skipped(self, step: int, prompt_ids: np.ndarray, graded: Graded, metrics: StepMetrics) -> None:
+        problem = (
+            f"step {step}: {int(metrics.skipped_updates)} updates were left out, since their loss or gradient was not "
+            f"finite (means: {float(metrics.loss)}, {float(metrics.gradient_norm)}); {int(metrics.skipped_in_a_row)} "
+            "in a row by now"
+        )
+        if metrics.skipped_in_a_row < self._max_skipped:
+            logging.warning("%s; the run stops at %d", problem, self._max_skipped)
+            return
+        kept = ""
+        if self._active:
+            kept = (
+                f" Its batch is kept in {save_batch(self._workdir, step, prompt_ids, graded.rollouts, graded.rewards)}."
+            )
+        raise FloatingPointError(
+            f"{problem}, optimizer.max_skipped_updates = {self._max_skipped}.{kept} The parameters are those of the "
+            "last finite update. Lower optimizer.learning_rate, or compute in float32 (model.compute_dtype)"
+        )
 
     def _advise(self, step: int, diagnostics: Diagnostics) -> None:
         """Warn, at most once in `ADVICE_STEPS` steps, of counts that do worse than equal ones."""
@@ -194,7 +225,7 @@ class Journal:
             totals.steps,
             reward=line.get("reward/mean"),
             accept_rate=line.get("reward/accept_rate"),
-            held_out_accuracy=self._accuracy.get(totals.steps),
+            held_out_accuracy=self.accuracy.get(totals.steps),
             rollouts=totals.rollouts,
             tokens=totals.sampled_tokens,
             updates=totals.updates,

@@ -21,6 +21,7 @@ from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dt
 from gvm_jax.runtime.timing import PhaseTimer
 from gvm_jax.training.programs import StepPrograms
 from gvm_jax.training.state import TrainState
+from gvm_jax.training.step import StepMetrics
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +156,15 @@ class Run:
         rollouts = rollouts.take(order).pad(self._step.budget, group=len(counts))
         return Graded(rollouts, [verdicts[i] for i in order], sum((part.stats for part in parts[1:]), parts[0].stats))
 
+    def update(self, state: TrainState, graded: Graded, candidates: np.ndarray) -> tuple[TrainState, StepMetrics]:
+        """The jitted train step; `candidates` are those of the next one. What it takes is put on the devices here.
+
+        Any other transfer from or to the host is an error, since it would make the devices wait at every step.
+        """
+        batch = jax.device_put((graded.rollouts, graded.rewards, candidates), replicated(self.mesh))
+        with jax.transfer_guard("disallow"):
+            return self.train_step(state, *batch)
+
     def evaluate(self, state: TrainState) -> float:
         """Accuracy of one sample for each held-out prompt, drawn with the same random numbers every time."""
         key = run_key(self.config.seed, "evaluation", 0)
@@ -205,7 +215,9 @@ class Run:
             )  # fmt: skip
         stats = self.engine.stats
         with self.timer(phases[1]):
-            return Graded(rollouts, self.grader.collect(pending), stats)
+            # Several processes ask one another whether to stop, and they do not wait equally often.
+            check = self._check_interrupt if jax.process_count() == 1 else lambda: None
+            return Graded(rollouts, self.grader.collect(pending, check), stats)
 
 
 def describe_run(run: Run) -> list[str]:

@@ -22,6 +22,7 @@ class TrainState:
     step: Int[Array, ""]  # steps done
     params: Params  # float32 master copy of the policy
     opt_state: Any  # optax
+    skipped: Int[Array, ""]  # updates left out in a row, up to now
     reference: Params | None  # the initial policy, kept only for a KL penalty
     statistics: PromptStatistics  # by prompt id
     prompt_ids: Int[Array, " m"]  # prompts of the coming step
@@ -61,6 +62,7 @@ def init_state(
         step=jnp.int32(0),
         params=params,
         opt_state=optimizer.init(params),
+        skipped=jnp.int32(0),
         reference=jax.tree.map(jnp.copy, params) if keep_reference else None,
         statistics=statistics.init(num_prompts),
         prompt_ids=jnp.asarray(prompt_ids, jnp.int32),
@@ -80,6 +82,7 @@ def state_shardings(
             optimizer, lambda _, sharding: sharding, abstract.opt_state, of_params,
             transform_non_params=lambda _: everywhere,
         ),
+        skipped=everywhere,
         reference=None if abstract.reference is None else of_params,
         statistics=jax.tree.map(lambda _: everywhere, abstract.statistics),
         prompt_ids=everywhere,

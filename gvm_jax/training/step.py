@@ -27,6 +27,7 @@ from gvm_jax.training.gradient_norms import (
     per_sample_gradient_norms,
     wanted_samples,
 )
+from gvm_jax.training.guard import apply_if, finite_update
 from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, segment_sum
 from gvm_jax.training.state import TrainState
 
@@ -37,6 +38,8 @@ class StepMetrics:
 
     loss: Float[Array, ""]  # mean over the step's updates
     gradient_norm: Float[Array, ""]  # global norm before the clip, mean over updates
+    skipped_updates: Int[Array, ""]  # updates left out since their loss or gradient was not finite
+    skipped_in_a_row: Int[Array, ""]  # of them and of steps before: the last ones, without one applied since
     clip_fraction: Float[Array, ""]  # tokens with a clipped importance ratio
     truncated_weights: Float[Array, ""] | None  # tokens with a truncated importance weight; None without correction
     kl: Float[Array, ""]  # mean estimate a token
@@ -111,7 +114,7 @@ class TrainStep:
         decay = 1.0 if pilots else self.allocator.decay
         before = self.measure(state.params, fresh, rewards[pilots:])
         terms = self.sample_terms(rollouts, rewards)
-        params, opt_state, sums, gradient_norms, inside = self._update(state, rollouts, terms)
+        params, opt_state, skipped, sums, gradient_norms, inside = self._update(state, rollouts, terms)
         observed, visit = self.observe(state, fresh, rewards[pilots:], decay, before or inside)
 
         next_prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
@@ -121,6 +124,8 @@ class TrainStep:
         metrics = StepMetrics(
             loss=jnp.mean(sums.loss / sums.denominator),
             gradient_norm=jnp.mean(gradient_norms),
+            skipped_updates=(~finite_update(sums.loss, gradient_norms)).sum(),
+            skipped_in_a_row=skipped,
             clip_fraction=sums.clipped.sum() / tokens,
             truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
             kl=sums.kl.sum() / tokens,
@@ -136,7 +141,7 @@ class TrainStep:
             ),
         )
         state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, statistics=observed,
+            step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped, statistics=observed,
             prompt_ids=next_prompt_ids, counts=next_counts,
         )  # fmt: skip
         return state, metrics
@@ -205,6 +210,8 @@ class TrainStep:
         )  # fmt: skip
         if measured:
             rows, wanted, norms = measured
+            finite = jnp.isfinite(norms**2)
+            wanted, norms = wanted & finite, jnp.where(finite, norms, 0.0)
             segments, good, bad = rollouts.group[rows], wanted & accepted[rows], wanted & ~accepted[rows]
             visit = visit.replace(
                 norm_sum=total(norms * good, segments), squared_norm_sum=total(norms**2 * good, segments),
@@ -227,8 +234,8 @@ class TrainStep:
 
     def _update(
         self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
-    ) -> tuple[Params, PyTree, LossSums, Float[Array, " U"], MeasuredNorms | None]:
-        """`updates_per_step` optimizer updates, each on an equal random share of the rows.
+    ) -> tuple[Params, PyTree, Int[Array, ""], LossSums, Float[Array, " U"], MeasuredNorms | None]:
+        """`updates_per_step` optimizer updates, each on an equal random share of the rows; those not finite left out.
 
         With `gradient_norms.method` = "update" the first of them also gives the norms of its rows.
         """
@@ -289,7 +296,7 @@ class TrainStep:
             return (params, gradients, first), (sums, norms)
 
         def update(carry, xs):
-            (params, opt_state), (*update_batches, first) = carry, xs
+            (params, opt_state, skipped), (*update_batches, first) = carry, xs
             zeros = jax.tree.map(jnp.zeros_like, params)
             (_, gradients, _), (per_micro, norms) = jax.lax.scan(
                 micro_step, (params, zeros, first), tuple(update_batches)
@@ -298,18 +305,20 @@ class TrainStep:
             # 0 where an update has no trained row: its loss and gradients are 0 too.
             sums = sums.replace(denominator=jnp.where(sums.denominator > 0, sums.denominator, 1.0))
             gradients = jax.tree.map(lambda g: g / sums.denominator, gradients)
-            updates, opt_state = self.optimizer.update(gradients, opt_state, params)
-            return (optax.apply_updates(params, updates), opt_state), (sums, optax.global_norm(gradients), norms)
+            gradient_norm = optax.global_norm(gradients)
+            finite = finite_update(sums.loss, gradient_norm)
+            params, opt_state = apply_if(finite, self.optimizer, gradients, opt_state, params)
+            return (params, opt_state, jnp.where(finite, 0, skipped + 1)), (sums, gradient_norm, norms)
 
         first = jnp.arange(self.updates_per_step) == 0
-        (params, opt_state), (sums, gradient_norms, norms) = jax.lax.scan(
-            update, (state.params, state.opt_state), (*batches, old, first)
+        (params, opt_state, skipped), (sums, gradient_norms, norms) = jax.lax.scan(
+            update, (state.params, state.opt_state, state.skipped), (*batches, old, first)
         )
         measured = None
         if measures:
             norms = norms[0].reshape(-1)
             measured = MeasuredNorms(order[0].reshape(-1), norms > 0, norms)
-        return params, opt_state, sums, gradient_norms, measured
+        return params, opt_state, skipped, sums, gradient_norms, measured
 
     def _old_logprobs(self, params: Params, batches: Rollouts, terms: SampleTerms) -> Float[Array, "U M B T"]:
         """log π of the micro-batches' tokens before the first update; zeros for those without a gradient."""

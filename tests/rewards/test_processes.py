@@ -169,3 +169,18 @@ def test_a_worker_without_a_parent_ends():
     )
     finished = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, timeout=60)
     assert finished.returncode == -signal.SIGALRM
+
+
+def test_waiting_can_be_given_up():
+    class Stop(Exception):  # noqa: N818
+        pass
+
+    def stop():
+        raise Stop
+
+    pool = WorkerPool(workers=1, deadline_seconds=60)
+    start = time.monotonic()
+    with pytest.raises(Stop):
+        pool.wait([pool.run(eval, HANG)], stop)
+    pool.close()
+    assert time.monotonic() - start < 10

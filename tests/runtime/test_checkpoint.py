@@ -1,6 +1,8 @@
 """A state comes back with its types, bits and shardings, and a workdir belongs to one run."""
 
+import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ from flax import nnx
 
 from configs import default
 from gvm_jax.config import ConfigError, from_json
-from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
+from gvm_jax.runtime.checkpoint import Checkpointer, CheckpointError, claim_workdir, restore_subtree
 
 
 @flax.struct.dataclass
@@ -101,6 +103,123 @@ def test_a_checkpoint_that_was_being_written_is_not_seen(tmp_path):
     checkpointer.save(2, state, {})
     checkpointer.close()
     assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+
+
+def test_the_best_steps_are_kept_beside_the_newest(tmp_path):
+    state, scores = {"x": jnp.arange(3)}, {}
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1, keep_best=2)
+    for step, score in enumerate([0.1, 0.9, 0.3, 0.9, None, 0.2, 0.4], start=1):
+        checkpointer.save(step, state, {}, scores)
+        if score is not None:
+            scores[step] = score
+    checkpointer.close()
+    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["2", "4", "7"]
+
+
+STATE = {"big": jax.random.normal(jax.random.key(0), (300, 50)), "small": jnp.arange(5), "zero": jnp.zeros(7)}
+
+
+@pytest.fixture
+def two_steps(tmp_path):
+    """A workdir with checkpoints of steps 1 and 2."""
+    checkpointer = Checkpointer(tmp_path, every=1, keep=5)
+    checkpointer.save(1, jax.tree.map(lambda x: x + 1, STATE), {"step": 1})
+    checkpointer.save(2, STATE, {"step": 2})
+    checkpointer.close()
+    return tmp_path
+
+
+def biggest(folder):
+    return max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+
+
+def truncate(folder):
+    path = biggest(folder)
+    path.write_bytes(path.read_bytes()[:1000])
+
+
+def flip_a_bit(folder):  # neither zarr nor OCDBT notice
+    path = biggest(folder)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_the_record(folder):
+    path = folder / "run/metadata"
+    path.write_text(path.read_text().replace('"step": 2', '"step": 3'))
+
+
+DAMAGES = {
+    "a truncated shard": (truncate, "checkpoints/2/state"),
+    "a missing shard": (lambda folder: biggest(folder).unlink(), "checkpoints/2/state"),
+    "a flipped bit": (flip_a_bit, "not what was saved, among them state['big']"),
+    "a missing manifest": (lambda folder: (folder / "state/manifest.ocdbt").unlink(), "checkpoints/2/state"),
+    "no metadata": (lambda folder: (folder / "run/metadata").unlink(), "checkpoints/2/run/metadata"),
+    "an altered record": (change_the_record, "checkpoints/2/run/metadata is not what was saved"),
+    "no state": (lambda folder: shutil.rmtree(folder / "state"), "state"),
+    "an empty folder": (lambda folder: (shutil.rmtree(folder), folder.mkdir()), "checkpoints/2"),
+}
+
+
+@pytest.mark.parametrize(("damage", "named"), DAMAGES.values(), ids=DAMAGES)
+def test_a_broken_checkpoint_is_set_aside_loudly_for_the_one_before(two_steps, caplog, damage, named):
+    damage(two_steps / "checkpoints/2")
+    checkpointer = Checkpointer(two_steps, every=1, keep=5)
+    with caplog.at_level(logging.ERROR, logger="absl"):
+        state, extra, step = checkpointer.restore(abstract(STATE))
+    assert (step, extra) == (1, {"step": 1}) and bits(state) == bits(jax.tree.map(lambda x: x + 1, STATE))
+    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
+    assert "STEP 2 IS BROKEN, GOING ON FROM STEP 1" in record.getMessage() and named in record.getMessage()
+    assert (two_steps / "broken/2").is_dir()
+    assert checkpointer.save(2, STATE, {"step": 2})
+    checkpointer.close()
+    checkpointer = Checkpointer(two_steps, every=1, keep=5)
+    assert bits(checkpointer.restore(abstract(STATE))[0]) == bits(STATE)
+    checkpointer.close()
+
+
+def test_without_a_good_checkpoint_all_stay_and_the_error_names_each(two_steps):
+    truncate(two_steps / "checkpoints/1")
+    flip_a_bit(two_steps / "checkpoints/2")
+    checkpointer = Checkpointer(two_steps, every=1, keep=5)
+    with pytest.raises(CheckpointError, match=r"(?s)no checkpoint can be read.*\n  step 2: .*\n  step 1: "):
+        checkpointer.restore(abstract(STATE))
+    checkpointer.close()
+    assert sorted(os.listdir(two_steps / "checkpoints")) == ["1", "2"]
+    with pytest.raises(CheckpointError, match="checkpoints/2: cannot be read"):
+        restore_subtree(two_steps, "big", abstract(STATE["big"]))
+
+
+FULL_DISK = """
+import os, resource, sys
+import jax.numpy as jnp, numpy as np
+from gvm_jax.runtime.checkpoint import Checkpointer
+
+state = {"x": jnp.asarray(np.random.default_rng(0).normal(size=200_000))}
+checkpointer = Checkpointer(sys.argv[1], every=1, keep=1)
+checkpointer.save(1, state, {})
+checkpointer.wait()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))  # as a full disk: part of it is written
+try:
+    checkpointer.save(2, state, {})
+    checkpointer.wait()
+except OSError as error:
+    print(error)
+checkpointer.close()
+print(os.listdir(sys.argv[1] + "/checkpoints"))
+"""
+
+
+def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays_whole(tmp_path):
+    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    error, listed = result.stdout.splitlines()
+    assert error.startswith(f"{tmp_path}/checkpoints: a checkpoint could not be saved; that of step 1 is whole.")
+    assert "free space or lower checkpoint.keep" in error and "File too large" in error and "'1'" in listed
+    checkpointer = Checkpointer(tmp_path, every=1, keep=1)
+    assert checkpointer.restore({"x": jax.ShapeDtypeStruct((200_000,), np.float32)})[2] == 1
+    checkpointer.close()
 
 
 def test_a_state_of_another_layout_is_refused_with_what_differs(tmp_path):

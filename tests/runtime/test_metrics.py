@@ -133,3 +133,31 @@ def test_importing_metrics_imports_no_jax():
         "sys.exit('jax' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+FULL_DISK = """
+import resource, sys
+from gvm_jax.runtime.metrics import MetricsWriter
+
+with MetricsWriter(sys.argv[1]) as writer:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3000, resource.RLIM_INFINITY))
+    try:
+        for step in range(1000):
+            if sys.argv[2] == "tensorboard":
+                writer.write(step, {"reward": 0.5})
+            else:
+                writer.write_rows("allocation", step, {"count": [1, 2]})
+    except OSError as error:
+        print(error)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+"""
+
+
+@pytest.mark.parametrize(("name", "table"), [("tensorboard", "metrics"), ("allocation.jsonl", "allocation")])
+def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, name, table):
+    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), name]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"{tmp_path / name}: cannot be written; free space"), done
+    assert "File too large" in done.stdout
+    steps = [row["step"] for row in read_rows(tmp_path, table)]
+    assert len(steps) > 20 and steps == list(range(len(steps)))

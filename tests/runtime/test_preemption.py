@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -87,3 +88,31 @@ def test_all_processes_stop_at_the_same_point():
     assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], outputs
     last_lines = [out.splitlines()[-1] for out, _ in outputs]
     assert last_lines == ["stopped at 3 False", "stopped at 3 True"]
+
+
+STUCK = """
+import hashlib, os, signal, sys, threading
+import gvm_jax.runtime.preemption as preemption
+
+preemption._PATIENCE_SECONDS = 0.2
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGTERM)).start()
+with preemption.StopSignal() as stop:
+    stop.nothing_to_lose = sys.argv[1] == "nothing to lose"
+    hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[2]))  # without Python's lock, as a compilation
+    print("went on", stop.requested)
+"""
+
+
+def test_a_process_that_cannot_look_is_ended_where_it_has_nothing_to_lose():
+    command = [sys.executable, "-c", STUCK]
+    done = subprocess.run([*command, "nothing to lose", "1000000000"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (EXIT_CODE, "") and "with nothing to save" in done.stderr
+    done = subprocess.run([*command, "a step", "4000000"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "went on True\n")
+
+
+def test_a_process_that_stops_by_itself_is_left_alone(monkeypatch):
+    monkeypatch.setattr("gvm_jax.runtime.preemption._PATIENCE_SECONDS", 0.1)
+    with StopSignal():
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(0.3)

@@ -9,6 +9,7 @@ from gvm_jax.allocation.allocator import AllocationInfo
 from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rewards import Status, Verdict
 from gvm_jax.rollout.engine import SampleStats
+from gvm_jax.runtime.metrics import read_metrics
 from gvm_jax.training.journal import Journal, Totals, step_scalars
 from gvm_jax.training.run import Graded
 from gvm_jax.training.step import StepMetrics
@@ -29,7 +30,7 @@ def make_diagnostics(**values) -> Diagnostics:
     ],
 )
 def test_counts_that_do_worse_than_equal_ones_are_warned_of_with_the_likely_cause(values, cause, tmp_path, caplog):
-    journal = Journal(tmp_path, 50, Totals(), None, active=False)
+    journal = Journal(tmp_path, 50, Totals(), 5, None, active=False)
     for step in range(1, 21):
         journal._advise(step, make_diagnostics(measured_gain=0.8, **values))
     messages = [record.getMessage() for record in caplog.records]
@@ -50,3 +51,43 @@ def test_truncated_weights_are_reported_where_rollouts_are_corrected(make_rollou
     without = step_scalars(graded, StepMetrics(**fields | {"truncated_weights": None}), {})
     assert with_cap["train/truncated_weights"] == 0.25
     assert with_cap.keys() - without.keys() == {"train/truncated_weights"}
+
+
+def step_metrics(**values) -> StepMetrics:
+    fields = {field.name: np.zeros(2) for field in dataclasses.fields(StepMetrics)}
+    fields["allocation"] = AllocationInfo(*[np.zeros(2)] * len(dataclasses.fields(AllocationInfo)))
+    fields["diagnostics"] = make_diagnostics()
+    fields |= {name: np.float32(0) for name in ("loss", "gradient_norm", "trained_tokens", "skipped_updates")}
+    return StepMetrics(**fields | {"truncated_weights": None, "measured_norms": np.int32(0)} | values)
+
+
+def test_too_many_updates_left_out_stop_the_run_with_the_batch_kept(make_rollouts, tmp_path, caplog):
+    rollouts = make_rollouts([1, 2])
+    graded = Graded(rollouts, [Verdict(1.0, Status.CORRECT, "1")] * 3, SampleStats())
+    ids = np.array([7, 9], np.int32)
+    journal = Journal(tmp_path, 50, Totals(), 5, None, active=True)
+    bad = {"loss": np.float32(np.nan), "gradient_norm": np.float32(np.inf), "skipped_updates": np.int32(3)}
+    scalar_fields = ("clip_fraction", "kl", "mismatch", "max_mismatch")
+    bad |= {name: np.float32(0) for name in scalar_fields}
+    bad["allocation"] = AllocationInfo(
+        **{f.name: np.float32(0) if "ratio" in f.name else np.zeros(2) for f in dataclasses.fields(AllocationInfo)}
+    )
+    journal.step(ids, graded, step_metrics(**bad, skipped_in_a_row=np.int32(3)), 4, {})
+    assert "step 1: 3 updates were left out" in caplog.text and "the run stops at 5" in caplog.text
+    with pytest.raises(FloatingPointError, match=r"optimizer\.max_skipped_updates = 5") as raised:
+        journal.step(ids, graded, step_metrics(**bad, skipped_in_a_row=np.int32(6)), 4, {})
+    journal.close()
+    path = tmp_path / "skipped/step-2.npz"
+    assert str(path) in str(raised.value) and not list(tmp_path.glob("skipped/*.tmp"))
+    with np.load(path) as batch:
+        assert set(batch) == {field.name for field in dataclasses.fields(rollouts)} | {"prompt_ids", "rewards"}
+        np.testing.assert_array_equal(batch["tokens"], rollouts.tokens)
+        np.testing.assert_array_equal(batch["logprobs"], rollouts.logprobs)
+        np.testing.assert_array_equal(batch["prompt_ids"][batch["group"]], [7, 9, 9])
+        np.testing.assert_array_equal(batch["rewards"], [1, 1, 1])
+    rows = read_metrics(tmp_path)
+    assert [(row["train/skipped_updates"], row["total/skipped_updates"], row["total/updates"]) for row in rows] == [
+        (3, 3, 1),
+        (3, 6, 2),
+    ]
+    assert np.isnan(rows[0]["train/loss"])

@@ -1,6 +1,7 @@
 """The train step against its algorithm written out plainly, and its invariances."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -363,3 +364,46 @@ def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     metrics = metrics.replace(mismatch=np.zeros(()), max_mismatch=np.zeros(()), diagnostics=None)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert metrics.trained_tokens == 0
+
+
+def with_nan(rollouts, rows):
+    logprobs = np.array(rollouts.logprobs)
+    logprobs[rows, 0] = np.nan
+    return rollouts.replace(logprobs=logprobs)
+
+
+def test_an_update_that_is_not_finite_is_left_out(tiny, mesh, rollouts):
+    model, params, _ = tiny
+    step = make_step(model, mesh, allocator=make_allocator(Uniform()))
+    order = step._order(SimpleNamespace(step=0), step.sample_terms(rollouts, REWARDS)).reshape(2, 8)
+    first, second = ([row for row in np.asarray(rows) if REWARDS[row] > 0] for rows in order)
+    state, metrics = run_step(step, params, with_nan(rollouts, second[0]))
+    assert (metrics.skipped_updates, metrics.skipped_in_a_row, state.skipped) == (1, 1, 1)
+    whole, _ = run_step(step, params, with_nan(rollouts, second))
+    assert_equal(state.params, whole.params)
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), state.params, params)
+    assert max(jax.tree.leaves(moved)) > 0 and all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+    state, metrics = run_step(step, params, with_nan(rollouts, first[0]))
+    assert (metrics.skipped_updates, metrics.skipped_in_a_row, state.skipped) == (1, 0, 0)
+
+
+def test_updates_left_out_in_a_row_are_counted_over_steps_and_change_no_bit(tiny, mesh, rollouts):
+    model, params, _ = tiny
+    state, metrics = run_step(
+        make_step(model, mesh, allocator=make_allocator(Uniform())), params, with_nan(rollouts, np.arange(16)), steps=3
+    )
+    assert (metrics.skipped_updates, metrics.skipped_in_a_row, state.skipped) == (2, 6, 6)
+    assert_equal(state.params, params)
+    assert_equal(state.opt_state, OPTIMIZER.init(params))
+
+
+def test_norms_that_are_not_finite_are_no_observations(tiny, mesh, rollouts):
+    model, params, _ = tiny
+    broken = jax.tree.map(lambda x: np.full_like(x, np.nan), params)
+    state, metrics = run_step(make_step(model, mesh), broken, rollouts)
+    assert metrics.measured_norms == 0 and metrics.skipped_updates == 2
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.statistics))
+
+
+def assert_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
