@@ -94,7 +94,6 @@ class _Counter:
 
     def _count(self, computation: Computation):
         flops, traffic, collectives = 0.0, 0.0, collections.Counter()
-        chains = set()  # a collective that overlaps computation is spread over several fusions of one channel
         for instruction in computation.instructions:
             for times, called in self._calls(computation, instruction):
                 inner_flops, inner_traffic, inner = called
@@ -103,10 +102,10 @@ class _Counter:
                     collectives[key] += times * count
             if instruction.opcode == "fusion":
                 for name in instruction.called("calls"):
-                    flops += self._fused(name, collectives, chains)
+                    flops += self._fused(name, collectives, instruction.name.startswith("async-collective-start"))
             flops += _product_flops(computation, instruction)
             traffic += self._traffic(computation, instruction)
-            self._collect(computation, instruction, collectives, chains)
+            self._collect(computation, instruction, collectives)
         return flops, traffic, collectives
 
     def _calls(self, computation: Computation, instruction: Instruction):
@@ -125,14 +124,18 @@ class _Counter:
             return [(1, self.computation(name)) for name in names]
         return []
 
-    def _fused(self, name: str, collectives, chains) -> float:
-        """Operations of a fused computation; its collectives are added."""
+    def _fused(self, name: str, collectives, starts: bool) -> float:
+        """Operations of a fused computation; its collectives are added.
+
+        One that overlaps computation is spread over a chain of fusions, of which the first `starts` it.
+        """
         computation, flops = self.program.computations[name], 0.0
         for instruction in computation.instructions:
             flops += _product_flops(computation, instruction)
-            self._collect(computation, instruction, collectives, chains)
+            if starts or "chain_id" not in instruction.attributes:
+                self._collect(computation, instruction, collectives)
             for called in instruction.called("calls") if instruction.opcode == "fusion" else ():
-                flops += self._fused(called, collectives, chains)
+                flops += self._fused(called, collectives, starts)
         return flops
 
     def _trip_count(self, computation: Computation, loop: Instruction) -> int:
@@ -148,19 +151,15 @@ class _Counter:
         if compare.opcode == "compare" and "direction=LT" in compare.attributes and len(values) == 2:
             (first_index, first), (_, last) = values
             if last is not None and first_index is not None:
-                return max(last - (first or 0), 0)
+                body = self.program.computations[loop.called("body")[0]]
+                return max(math.ceil((last - (first or 0)) / _loop_step(body, first_index)), 0)
         self.unknown_loops += 1
         return self.trips
 
-    def _collect(self, computation: Computation, instruction: Instruction, collectives, chains) -> None:
+    def _collect(self, computation: Computation, instruction: Instruction, collectives) -> None:
         kind = instruction.opcode.removesuffix("-start")
         if kind not in COLLECTIVES:
             return
-        channel = re.search(r"channel_id=(\d+)", instruction.attributes)
-        if channel and "chain_id" in instruction.attributes:
-            if channel.group(1) in chains:
-                return
-            chains.add(channel.group(1))
         if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):
             kind = "reduce-scatter"  # the TPU's: every device keeps its slice
         shapes = instruction.shapes
@@ -256,6 +255,13 @@ def _loop_value(condition, name: str, start: Instruction | None, outside: Comput
     index = int(re.search(r"index=(\d+)", found.attributes).group(1))
     initial = outside.resolve(start.operands[index]) if start is not None and start.opcode == "tuple" else None
     return index, _integer(initial) if initial is not None and initial.opcode == "constant" else None
+
+
+def _loop_step(body: Computation, index: int) -> int:
+    """What a loop adds to its counter; 1 where it cannot be read. The TPU's compiler unrolls some loops by two."""
+    added = body.resolve(body.root.operands[index]) if body.root.opcode == "tuple" else None
+    constants = [body.by_name[name] for name in added.operands] if added and added.opcode == "add" else []
+    return next((_integer(c) for c in constants if c.opcode == "constant"), None) or 1
 
 
 def _integer(constant: Instruction) -> int | None:

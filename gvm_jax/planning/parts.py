@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
+from gvm_jax.models.sharding import batch_sharding
 from gvm_jax.planning.chips import Topology
 from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
 from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
@@ -63,7 +64,7 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     network = network or Qwen2Config.from_folder(model_folder(config.model.path, weights=False))
     mesh = make_mesh(config.mesh, topology.devices())
     dtype, _ = resolve_compute_dtype(config.model.compute_dtype, topology.chip.platform)
-    model = Model(network, dtype, config.model.remat)
+    model = Model(network, dtype, config.model.remat, rows=batch_sharding(mesh))
     settings = RolloutSettings.from_config(config)
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
         settings = dataclasses.replace(settings, attention={"gpu": "xla"}.get(settings.attention, settings.attention))
