@@ -42,7 +42,7 @@ with distributed.start(config):
             if sys.argv[1].startswith("exit "):
                 sys.exit(eval(sys.argv[1][5:]))
     if sys.argv[1] == "work" and jax.process_index() == 0:
-        time.sleep(1)  # the others are done long before
+        time.sleep({PEER_SECONDS + 1})  # longer than jax waits for others at the end
 print("left", flush=True)
 """
 
@@ -142,6 +142,21 @@ def test_a_killed_process_is_named_and_the_other_one_ends(victim):
         assert f"error: process {victim} ({socket.gethostname()}) is gone: its connection closed" in errors
         assert f"error: so process {1 - victim} ({socket.gethostname()}) exits with code {EXIT_CODE}" in errors
         assert time.monotonic() - began < 2 * PEER_SECONDS
+
+
+def test_an_abort_leaves_the_watch_time_to_say_why():
+    code = """
+import ctypes, os, sys, threading, time
+from gvm_jax.runtime.distributed import _delay_aborts
+undo = _delay_aborts()
+if len(sys.argv) > 1:
+    undo()
+threading.Thread(target=ctypes.CDLL(None).abort).start()
+time.sleep(0.5)
+os._exit(3)
+"""
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 3
+    assert subprocess.run([sys.executable, "-c", code, "undo"], cwd=ROOT).returncode == -signal.SIGABRT
 
 
 @pytest.mark.parametrize("victim", [0, 1])
