@@ -1,6 +1,7 @@
 """A training run that kills itself: `dying_run.py MOMENT COUNT [flags of gvm_jax.train]`.
 
-It dies by SIGKILL when it comes to a moment for the COUNT-th time, or after COUNT milliseconds at the moment "any".
+It dies by SIGKILL when it comes to a moment for the COUNT-th time; at the moment "any", COUNT milliseconds after its
+first step began.
 """
 
 import os
@@ -53,9 +54,15 @@ MOMENTS = {
 if __name__ == "__main__":
     moment, count = sys.argv[1], int(sys.argv[2])
     if moment == "any":
-        time_left = threading.Timer(count / 1000, die)
-        time_left.daemon = True
-        time_left.start()
+        KEPT = Run.collect
+
+        def collect(run, state):
+            timer, Run.collect = threading.Timer(count / 1000, die), KEPT
+            timer.daemon = True
+            timer.start()
+            return KEPT(run, state)
+
+        Run.collect = collect
     elif moment != "never":
         owner, name, act = MOMENTS[moment]
         KEPT = getattr(owner, name)

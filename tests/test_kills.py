@@ -19,7 +19,7 @@ from gvm_jax.runtime.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
 KILLS = int(os.environ.get("GVM_JAX_KILLS", "5"))
-STEPS = max(4, KILLS)
+STEPS = max(4, 3 * KILLS // 2)
 OVERRIDES = {
     "steps": STEPS,
     "data.path": ROOT / "tests/sums.jsonl",
@@ -90,7 +90,7 @@ def test_a_run_killed_at_many_moments_ends_in_the_same_bits(tmp_path):
     draw, moments = random.Random(0), []
     for number in range(KILLS):
         moment = list(MOMENTS)[number % len(MOMENTS)]
-        count = draw.randint(1, MOMENTS[moment]) if MOMENTS[moment] else draw.randint(2000, 9000)
+        count = draw.randint(1, MOMENTS[moment]) if MOMENTS[moment] else draw.randint(50, 600)
         done = run(killed, moment, count)
         assert done.returncode in (0, -signal.SIGKILL), done.stderr
         moments.append(f"{number + 1:3} {moment}, {count}: exit {done.returncode}, {progress(killed)}")
