@@ -41,7 +41,9 @@ def train(config, workdir: pathlib.Path) -> None:
     validate(config)
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
-        print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
+        first = jax.process_index() == 0
+        if first:
+            print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
         checkpointer = Checkpointer(workdir, **config.checkpoint)
         state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
         if extra and extra["data"] != run.prompts.fingerprint():
@@ -50,10 +52,9 @@ def train(config, workdir: pathlib.Path) -> None:
                 "statistics would belong to other prompts; restore the file or use another --workdir"
             )
         totals = Totals(**extra.get("totals", {}))
-        if totals.steps >= config.steps:
+        if totals.steps >= config.steps and first:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        limit, active = config.optimizer.max_skipped_updates, jax.process_index() == 0
-        journal = Journal(workdir, config.steps, totals, limit, resume_step, active)
+        journal = Journal(workdir, config.steps, totals, config.optimizer.max_skipped_updates, resume_step, first)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:

@@ -1,4 +1,4 @@
-"""Training on two workers of a pod: one is killed in the middle of a step, and the run ends as if it had not been."""
+"""Training on two workers of a pod: as on one, and as if none had been killed in the middle of a step."""
 
 import os
 import signal
@@ -7,8 +7,9 @@ import time
 import pytest
 
 from gvm_jax.runtime.metrics import read_metrics, read_rows
+from gvm_jax.train import train
 from tests.test_pod import ROOT, Machine
-from tests.test_train import OVERRIDES, final_state, without_times
+from tests.test_train import OVERRIDES, final_state, small_config, without_times
 
 
 @pytest.fixture
@@ -31,6 +32,13 @@ def test_a_run_with_a_killed_worker_ends_as_an_undisturbed_one(machine):
 
     undisturbed, disturbed = machine.folder / "undisturbed", machine.folder / "disturbed"
     machine("run", *flags(undisturbed), seconds=400)
+
+    alone = machine.folder / "alone"
+    train(small_config(), alone)  # one process with four devices
+    for one, two in zip(*[without_times(read_metrics(workdir)) for workdir in (alone, undisturbed)], strict=True):
+        assert one == pytest.approx(two, rel=1e-5, abs=1e-5, nan_ok=True)
+    for one, two in zip(*[read_rows(workdir, "allocation") for workdir in (alone, undisturbed)], strict=True):
+        assert one["count"] == two["count"] and one["accept_rate"] == pytest.approx(two["accept_rate"], nan_ok=True)
 
     running = machine.start("run", *flags(disturbed))
     while running.poll() is None and not ((disturbed / "metrics.jsonl").exists() and read_metrics(disturbed)):

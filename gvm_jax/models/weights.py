@@ -19,6 +19,7 @@ from safetensors.numpy import save_file
 
 from gvm_jax.models.config import ModelError, Qwen2Config
 from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.runtime.mesh import put
 
 # Parameter path -> checkpoint name; "{}" is the layer. A linear weight is [out, in] there and [in, out] here.
 TOP = {
@@ -57,7 +58,7 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
             tensor = files[name].get_tensor(name)
             parts.append((tensor.T if _is_linear(key) else tensor).reshape(abstract.shape[stacked:]))
         value = (np.stack(parts) if stacked else parts[0]).astype(dtype)
-        return jax.device_put(value, sharding)
+        return jax.device_put(value) if sharding is None else put(value, sharding)
 
     trees = (model.abstract_params,) if shardings is None else (model.abstract_params, shardings)
     return jax.tree_util.tree_map_with_path(load, *trees)

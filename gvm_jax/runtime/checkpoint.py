@@ -21,7 +21,7 @@ from orbax.checkpoint import checkpoint_managers
 from gvm_jax.config import ConfigError, diff, from_json, to_json
 from gvm_jax.runtime.checksums import checksums
 
-# What may change when a run is resumed: the length, the record and the graders' limits, not the algorithm.
+# What may change when a run is resumed: the length, the record, the limits and the devices, not the algorithm.
 RESUMABLE_FIELDS = (
     "steps",
     "checkpoint.",
@@ -30,6 +30,9 @@ RESUMABLE_FIELDS = (
     "rewards.deadline_seconds",
     "rewards.max_failure_rate",
     "optimizer.max_skipped_updates",
+    "mesh.",  # other devices round otherwise, no more
+    "rollout.tensor",
+    "distributed.",
 )
 
 

@@ -1,11 +1,14 @@
 """Checksums of the arrays of a pytree that do not depend on the devices which hold them."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
+
+from gvm_jax.runtime.mesh import compiler_options
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # of 8 bytes: two words
 
@@ -34,11 +37,14 @@ def checksums(tree: PyTree) -> dict[str, int]:
     Any change to a single element changes the array's checksum; of other changes one in 2^32 does not.
     """
 
-    def dispatch(x: Array) -> Array:
-        sharding = getattr(x, "sharding", None)
-        everywhere = NamedSharding(sharding.mesh, PartitionSpec()) if isinstance(sharding, NamedSharding) else None
-        return jax.jit(_checksum, out_shardings=everywhere)(x)
+    meshes = [x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(getattr(x, "sharding", None), NamedSharding)]
+    everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
+    options = compiler_options(meshes[0]) if meshes else {}
 
-    # Array by array: those of one shape share a program, and at most one array's words are held at a time.
-    sums = jax.device_get(jax.tree.map(dispatch, tree))
+    # One program for all: several would be in flight at once, and processes could meet in different ones.
+    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
+    def every_checksum(tree):
+        return jax.tree.map(_checksum, tree)
+
+    sums = jax.device_get(every_checksum(tree))
     return {jax.tree_util.keystr(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(sums)}

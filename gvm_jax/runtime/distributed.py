@@ -299,7 +299,8 @@ class _Watch:
         self._links[process] = link
         if len(self._links) == self._job.processes - 1:
             self._all_here.set()
-        await self._listen(link)
+        with contextlib.suppress(asyncio.CancelledError):  # at the end; Python 3.11 would print it
+            await self._listen(link)
 
     async def _join(self, host: str, port: int) -> None:
         """Connects to process 0, which may start later."""

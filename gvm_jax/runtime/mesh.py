@@ -82,6 +82,14 @@ def on_local_mesh(array: jax.Array, sharding: jax.sharding.NamedSharding) -> jax
     return jax.make_array_from_single_device_arrays(array.shape, sharding, shards)
 
 
+def put(tree, sharding: jax.sharding.Sharding):
+    """Host arrays that every process has, as global arrays; each process uploads its devices' parts alone.
+
+    `jax.device_put` would compare them over all processes first, which costs a transfer of the whole.
+    """
+    return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
+
+
 def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
     """What `jax.jit` is to tell the compiler of a program over this mesh.
 

@@ -3,11 +3,12 @@
 import os
 import signal
 import threading
+import time
 from types import FrameType
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
+
+from gvm_jax.runtime import processes
 
 # Of a run that was told to stop, saved, and can be resumed by the same command: the shell's code for a
 # process ended by SIGTERM. Not 0, since a supervisor must not take an interrupted run for a finished one.
@@ -15,6 +16,9 @@ EXIT_CODE = 143
 
 # How long a run that has nothing to lose is given to look at the request itself.
 _PATIENCE_SECONDS = 5.0
+
+# How often a process asks whether another one was told to stop.
+_QUESTION_SECONDS = 1.0
 
 
 class Preempted(Exception):  # noqa: N818 - a request, not an error
@@ -44,6 +48,7 @@ class StopSignal:
         self._interrupted = False
         self._former: dict[signal.Signals, object] = {}
         self._left = threading.Event()
+        self._next_question = 0.0  # to the other processes
 
     def __enter__(self) -> "StopSignal":
         """Installs the handlers."""
@@ -88,13 +93,14 @@ class StopSignal:
         return self._requested
 
     def check(self) -> None:
-        """Raises `Preempted` where any process was asked to stop.
+        """Raises `Preempted` where this process or, as far as is known here, another one was asked to stop.
 
-        With several processes this is a collective: all of them call it at the same points, and all of them
-        stop at the same one, since a process that goes on alone would wait for the others for ever.
+        Processes hear of it at different points of their work; whoever waits for others afterwards asks them first.
         """
-        requested = self._requested
-        if jax.process_count() > 1:
-            requested = bool(multihost_utils.process_allgather(np.asarray(requested)).any())
-        if requested:
+        if self._requested:
+            processes.announce("stop")
+        elif jax.process_count() > 1 and time.monotonic() > self._next_question:
+            self._next_question = time.monotonic() + _QUESTION_SECONDS
+            self._requested = processes.announced("stop")
+        if self._requested:
             raise Preempted("stopped on request; the same command resumes the run")

@@ -10,11 +10,10 @@ import psutil
 from absl import logging
 
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
-from gvm_jax.rewards import Status
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.training.guard import save_batch
-from gvm_jax.training.run import Graded
+from gvm_jax.training.run import STATUSES, Graded
 from gvm_jax.training.step import StepMetrics
 
 ADVICE_STEPS = 10  # steps whose diagnostics are looked at together
@@ -38,7 +37,7 @@ class Totals:
         """Add one step."""
         self.steps += 1
         self.prompts += int((metrics.counts > 0).sum())
-        self.rollouts += len(graded.verdicts)
+        self.rollouts += len(graded.scores)
         self.sampled_tokens += int(graded.rollouts.response_lengths.sum())
         self.trained_tokens += int(metrics.trained_tokens)
         self.updates += updates - int(metrics.skipped_updates)
@@ -60,14 +59,13 @@ class Totals:
 
 def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]) -> dict[str, float]:
     """The metrics of one step (host arrays), without the totals."""
-    rollouts, statuses = graded.rollouts, [verdict.status for verdict in graded.verdicts]
-    info, drawn = metrics.allocation, len(graded.verdicts)
+    rollouts, info, drawn = graded.rollouts, metrics.allocation, len(graded.scores)
     diagnostics = {field.name: getattr(metrics.diagnostics, field.name) for field in dataclasses.fields(Diagnostics)}
     corrected = {} if metrics.truncated_weights is None else {"train/truncated_weights": metrics.truncated_weights}
     return {
         "reward/mean": graded.scores.mean(),
         "reward/accept_rate": (graded.scores > 0).mean(),
-        **{f"reward/{status.value}": statuses.count(status) / len(statuses) for status in Status},
+        **{f"reward/{status.value}": (graded.statuses == i).mean() for i, status in enumerate(STATUSES)},
         "rollout/response_tokens": rollouts.response_lengths[:drawn].mean(),
         "rollout/truncated": 1.0 - rollouts.stopped[:drawn].mean(),
         "rollout/logprob_mismatch": metrics.mismatch,

@@ -84,7 +84,7 @@ class StepPrograms:
         jit = functools.partial(jax.jit, compiler_options=compiler_options(mesh))
         self.new_state = jit(self._new_state, donate_argnums=0, out_shardings=self.shardings)
         self.train_step = jit(self.step.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere))
-        self.response_length = jit(statistics.response_length)
+        self.response_length = jit(statistics.response_length, out_shardings=everywhere)
         self.after_pilot = jit(self.step.after_pilot, out_shardings=everywhere)
         self.more_counts = jit(self.step.more_counts, out_shardings=everywhere)
 

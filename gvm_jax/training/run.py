@@ -1,46 +1,59 @@
 """The parts of a run, built from its config: data, model, rollout engine, grader and the jitted step."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
+from jaxtyping import Float, Int
 
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import param_shardings
+from gvm_jax.models.sharding import param_shardings, replicated
 from gvm_jax.models.weights import check_weights, load_params
-from gvm_jax.rewards import MathGrader, Verdict
+from gvm_jax.rewards import MathGrader, Status, VerifierFailure
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime import processes
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import describe_devices, make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import describe_devices, make_mesh, put, resolve_compute_dtype
+from gvm_jax.runtime.preemption import Preempted
 from gvm_jax.runtime.timing import PhaseTimer
 from gvm_jax.training.programs import StepPrograms
 from gvm_jax.training.state import TrainState
 from gvm_jax.training.step import StepMetrics
 
+STATUSES = tuple(Status)
+
 
 @dataclasses.dataclass(frozen=True)
 class Graded:
-    """Rollouts with their grades, row by row; rows beyond the verdicts are padding."""
+    """Rollouts of all processes with their grades, row by row; rows beyond the scores are padding."""
 
     rollouts: Rollouts
-    verdicts: list[Verdict]
-    stats: SampleStats
+    scores: Float[np.ndarray, " samples"]
+    statuses: Int[np.ndarray, " samples"]  # places in `STATUSES`
+    stats: SampleStats  # of this process's part
 
     @property
-    def scores(self) -> np.ndarray:
-        """float32[samples]."""
-        return np.array([verdict.score for verdict in self.verdicts], np.float32)
+    def rewards(self) -> Float[np.ndarray, " N"]:
+        """The scores, and 0 for padding."""
+        return np.pad(self.scores, (0, len(self.rollouts.group) - len(self.scores)))
 
-    @property
-    def rewards(self) -> np.ndarray:
-        """float32[N]: the scores, and 0 for padding."""
-        return np.pad(self.scores, (0, len(self.rollouts.group) - len(self.verdicts)))
+    @staticmethod
+    def concatenate(parts: "Sequence[Graded]") -> "Graded":
+        """Rows of all, in order."""
+        rollouts = Rollouts.concatenate([part.rollouts for part in parts])
+        scores, statuses = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "statuses"))
+        return Graded(rollouts, scores, statuses, sum((part.stats for part in parts[1:]), parts[0].stats))
+
+    def by_prompt(self) -> "Graded":
+        """Rows ordered by prompt; those of a prompt keep their order. Without padding."""
+        order = np.argsort(self.rollouts.group, kind="stable")
+        return Graded(self.rollouts.take(order), self.scores[order], self.statuses[order], self.stats)
 
 
 class Run:
@@ -135,9 +148,7 @@ class Run:
             observed, counts = self._programs.after_pilot(state, pilot.rollouts, pilot.scores)
             state = state.replace(statistics=observed, counts=counts)
             counts = np.asarray(counts)
-        fresh = sample(state, counts, pilots)
-        rollouts = Rollouts.concatenate([pilot.rollouts, fresh.rollouts])
-        return state, Graded(rollouts, pilot.verdicts + fresh.verdicts, pilot.stats + fresh.stats)
+        return state, Graded.concatenate([pilot, sample(state, counts, pilots)])
 
     def _rounds(self, state: TrainState, sample: Callable[..., Graded]) -> Graded:
         """Round after round until the strategy asks for no more; rows by prompt, then the padding up to the budget."""
@@ -150,18 +161,15 @@ class Run:
             successes = successes + np.bincount(part.rollouts.group, part.scores > 0, len(counts)).astype(np.int32)
             with self.timer("allocation"):
                 counts = np.asarray(self._programs.more_counts(Progress(successes, trials, np.int32(len(parts)))))
-        rollouts = Rollouts.concatenate([part.rollouts for part in parts])
-        verdicts = [verdict for part in parts for verdict in part.verdicts]
-        order = np.argsort(rollouts.group, kind="stable")
-        rollouts = rollouts.take(order).pad(self._step.budget, group=len(counts))
-        return Graded(rollouts, [verdicts[i] for i in order], sum((part.stats for part in parts[1:]), parts[0].stats))
+        graded = Graded.concatenate(parts).by_prompt()
+        return dataclasses.replace(graded, rollouts=graded.rollouts.pad(self._step.budget, group=len(counts)))
 
     def update(self, state: TrainState, graded: Graded, candidates: np.ndarray) -> tuple[TrainState, StepMetrics]:
         """The jitted train step; `candidates` are those of the next one. What it takes is put on the devices here.
 
         Any other transfer from or to the host is an error, since it would make the devices wait at every step.
         """
-        batch = jax.device_put((graded.rollouts, graded.rewards, candidates), replicated(self.mesh))
+        batch = put((graded.rollouts, graded.rewards, candidates), replicated(self.mesh))
         with jax.transfer_guard("disallow"):
             return self.train_step(state, *batch)
 
@@ -198,26 +206,49 @@ class Run:
         expected_lengths=None,
         phases=("rollout", "reward"),
     ) -> Graded:
-        """Samples prompts; each response goes to the grader while others still decode."""
+        """Samples prompts; each response goes to the grader while others still decode.
+
+        Each process takes a share of the prompts; in the end all have all rows.
+        """
+        work = counts if expected_lengths is None else counts * np.maximum(expected_lengths, 1.0)
+        counts = np.where(processes.share(work), counts, 0)
         positions = prompts.positions_of(ids)
         gold_of_row = np.repeat(positions, counts)
         pending = [None] * len(gold_of_row)
+        rollouts, verdicts, stopped = None, [], None
 
         def submit(row: int, response: np.ndarray) -> None:
             text = self.tokenizer.decode(response, skip_special_tokens=True)
             pending[row] = self.grader.submit(text, prompts.golds[gold_of_row[row]])
 
-        with self.timer(phases[0]):
-            rollouts = policy.sample(
-                [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
-                expected_lengths=expected_lengths,
-                on_finished=submit, check_interrupt=self._check_interrupt,
-            )  # fmt: skip
-        stats = self.engine.stats
+        try:
+            with self.timer(phases[0]):
+                rollouts = policy.sample(
+                    [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+                    expected_lengths=expected_lengths,
+                    on_finished=submit, check_interrupt=self._check_interrupt,
+                )  # fmt: skip
+            with self.timer(phases[1]):
+                verdicts = self.grader.collect(pending, self._check_interrupt)
+        except (Preempted, VerifierFailure) as error:
+            stopped = error
         with self.timer(phases[1]):
-            # Several processes ask one another whether to stop, and they do not wait equally often.
-            check = self._check_interrupt if jax.process_count() == 1 else lambda: None
-            return Graded(rollouts, self.grader.collect(pending, check), stats)
+            _stop_together(stopped)
+            scores = np.array([verdict.score for verdict in verdicts], np.float32)
+            statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
+            rows = processes.gather_rows((rollouts, scores, statuses))
+            return Graded(*rows, self.engine.stats).by_prompt()
+
+
+def _stop_together(error: Preempted | VerifierFailure | None) -> None:
+    """Raises on all processes if one of them stops, so that none waits for it."""
+    kinds = Preempted, VerifierFailure
+    raised = processes.any_process(np.array([isinstance(error, kind) for kind in kinds]))
+    if error is not None:
+        raise error
+    for kind, anywhere in zip(kinds, raised, strict=True):
+        if anywhere:
+            raise kind("stopped together with another process, whose log says why")
 
 
 def describe_run(run: Run) -> list[str]:

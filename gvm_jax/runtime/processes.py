@@ -1,0 +1,67 @@
+"""What the processes of a run tell one another between pieces of work that each does by itself.
+
+Every function but `announce` and `announced` is a collective: all processes call it, in the same order.
+"""
+
+from typing import TypeVar
+
+import jax
+import numpy as np
+from jax._src import distributed
+from jax.experimental import multihost_utils
+from jaxtyping import Bool, Float
+
+Tree = TypeVar("Tree")
+_ANNOUNCEMENTS = "gvm_jax/announced/"
+
+
+def share(work: Float[np.ndarray, " m"]) -> Bool[np.ndarray, " m"]:
+    """Which items this process takes: those with most work first, each to the process with the least so far.
+
+    No word is exchanged: all processes are given the same `work` and come to the same shares.
+    """
+    loads, mine = np.zeros(jax.process_count()), np.zeros(len(work), bool)
+    for item in np.argsort(-np.asarray(work), kind="stable"):
+        process = np.argmin(loads)
+        loads[process] += work[item]
+        mine[item] = process == jax.process_index()
+    return mine
+
+
+def any_process(flags: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
+    """Each flag, raised if it is on any process."""
+    if jax.process_count() == 1:
+        return flags
+    return multihost_utils.process_allgather(flags).any(0)
+
+
+def gather_rows(tree: Tree) -> Tree:
+    """The rows of all processes, process by process; of each there may be any number.
+
+    Args:
+      tree: host arrays with the same number of rows, [rows, ...].
+    """
+    if jax.process_count() == 1:
+        return tree
+    rows = len(jax.tree.leaves(tree)[0])
+    all_rows = multihost_utils.process_allgather(np.int32(rows))
+
+    def gather(x):
+        padded = np.pad(x, [(0, all_rows.max() - rows), *[(0, 0)] * (x.ndim - 1)])
+        parts = multihost_utils.process_allgather(padded)
+        return np.concatenate([part[:count] for part, count in zip(parts, all_rows, strict=True)])
+
+    return jax.tree.map(gather, tree)
+
+
+def announce(name: str) -> None:
+    """Tells all processes something that they look for with `announced`; returns at once."""
+    if jax.process_count() > 1:
+        distributed.global_state.client.key_value_set(_ANNOUNCEMENTS + name, "", allow_overwrite=True)
+
+
+def announced(name: str) -> bool:
+    """Whether any process has announced this; a question to process 0, a millisecond or so."""
+    if jax.process_count() == 1:
+        return False
+    return bool(distributed.global_state.client.key_value_dir_get(_ANNOUNCEMENTS + name))
