@@ -4,6 +4,7 @@ A pod is a folder of $CLOUD: `state`, `address` (where its JAX processes meet) a
 call is appended to $CLOUD/calls. Exit codes and the words NOT_FOUND are those of gcloud.
 """
 
+import contextlib
 import os
 import pathlib
 import re
@@ -17,7 +18,7 @@ WORKERS = 2
 
 
 def processes_of(home: pathlib.Path) -> list[int]:
-    """Everything that runs with this home folder."""
+    """Everything that runs with this home folder; a process that has ended shows no environment."""
     found = []
     for folder in pathlib.Path("/proc").iterdir():
         if folder.name.isdecimal():
@@ -32,14 +33,10 @@ def processes_of(home: pathlib.Path) -> list[int]:
 
 def kill(home: pathlib.Path) -> None:
     """Ends a worker as a power cut does."""
-    while found := [
-        pid for pid in processes_of(home) if pathlib.Path(f"/proc/{pid}/stat").read_text().split()[2] != "Z"
-    ]:
+    while found := processes_of(home):
         for pid in found:
-            try:
+            with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
 
 
 def preempt(pod: pathlib.Path) -> None:
