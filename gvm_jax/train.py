@@ -4,12 +4,14 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from gvm_jax import report
@@ -17,16 +19,19 @@ from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
-from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
+from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-ARGUMENT of the config file.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder or gs://BUCKET/FOLDER of the run; default runs/NAME-ARGUMENT of the config file."
+)
 
 
-def train(config, workdir: pathlib.Path) -> None:
+def train(config, workdir: os.PathLike[str]) -> None:
     """Train until `config.steps` steps are done, from the workdir's newest checkpoint if it has one.
 
     Raises:
@@ -41,7 +46,8 @@ def train(config, workdir: pathlib.Path) -> None:
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
         print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
-        checkpointer = Checkpointer(workdir, **config.checkpoint)
+        files = Workdir(workdir, active=jax.process_index() == 0)
+        checkpointer = Checkpointer(workdir, **config.checkpoint, before_save=files.upload)
         state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
         if extra and extra["data"] != run.prompts.fingerprint():
             raise ConfigError(
@@ -52,11 +58,12 @@ def train(config, workdir: pathlib.Path) -> None:
         if totals.steps >= config.steps:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
         limit, active = config.optimizer.max_skipped_updates, jax.process_index() == 0
-        journal = Journal(workdir, config.steps, totals, limit, resume_step, active)
+        journal = Journal(files.local, config.steps, totals, limit, resume_step, active)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
+            files.close()
             checkpointer.close()
 
 
@@ -128,7 +135,7 @@ def main(argv) -> None:
     if not pathlib.Path(config_path.partition(":")[0]).is_file():
         sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
     config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
+    workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
     logging.set_verbosity(logging.WARNING)
     try:
         train(config, workdir)
