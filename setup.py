@@ -16,6 +16,7 @@ setuptools.setup(
     install_requires=[
         "absl-py",
         "datasets",
+        "etils",
         "flax>=0.12",
         "grain",
         "jax>=0.10",
@@ -38,9 +39,11 @@ setuptools.setup(
     ],
     extras_require={
         "benchmark": ["torch"],
-        "tpu": ["jax[tpu]"],
+        "tpu": ["jax[tpu]", "gcsfs"],
         "cuda": ["jax[cuda13]"],
         "test": [
+            "gcp-storage-emulator",
+            "gcsfs",
             "hypothesis",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "pytest",

@@ -26,8 +26,8 @@ from gvm_jax.lab.comparison import read_curve, steps_done
 from gvm_jax.lab.variants import CONFOUNDS, Variant, plan
 from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
-from gvm_jax.runtime.checkpoint import claim_workdir
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
+from gvm_jax.runtime.workdir import claim_workdir
 from gvm_jax.train import default_workdir, parse_flags, train  # --config and --workdir are defined there
 
 _STRATEGIES = flags.DEFINE_list(
@@ -138,6 +138,8 @@ def main(argv: list[str]) -> None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
+        if "://" in (flags.FLAGS.workdir or ""):
+            raise ConfigError(f"--workdir={flags.FLAGS.workdir}: a comparison's must be a folder of the file system")
         if _TARGET.value is not None and not 0 < _TARGET.value <= 1:
             raise ConfigError(f"--target={_TARGET.value}: must be an accuracy, above 0 and at most 1")
         own = config.allocation.strategy

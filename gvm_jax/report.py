@@ -1,5 +1,6 @@
 """Report a run: a table and two plots from its workdir. `python -m gvm_jax.report WORKDIR`."""
 
+import os
 import pathlib
 import sys
 
@@ -9,17 +10,21 @@ matplotlib.use("agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import rich
+from etils import epath
 
 from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.runtime.progress import final_table
+from gvm_jax.runtime.workdir import Workdir
 
 
-def show(workdir: pathlib.Path) -> None:
+def show(workdir: os.PathLike[str]) -> None:
     """Print the table, draw the plots and say where everything is."""
-    rich.print(final_table(summary_rows(workdir), title=str(workdir)))
-    for plot in (plot_learning_curve(workdir), plot_allocation(workdir)):
+    files, workdir = Workdir(workdir), epath.Path(workdir)
+    rich.print(final_table(summary_rows(files.local), title=str(workdir)))
+    for plot in (plot_learning_curve(files.local, workdir.name), plot_allocation(files.local, workdir.name)):
         if plot:
-            print(f"plot        {plot}")
+            print(f"plot        {workdir / str(plot.relative_to(files.local))}")
+    files.close()
     print(f"metrics     {workdir / 'metrics.jsonl'}; for TensorBoard: {workdir / 'tensorboard'}")
     print(f"export      {sys.executable} -m gvm_jax.convert --workdir={workdir} --out={workdir / 'model'}")
 
@@ -45,19 +50,19 @@ def summary_rows(workdir: pathlib.Path) -> list[dict[str, str]]:
     return [{"of the run": name, "": value} for name, value in rows]
 
 
-def plot_learning_curve(workdir: pathlib.Path) -> pathlib.Path | None:
+def plot_learning_curve(workdir: pathlib.Path, name: str) -> pathlib.Path | None:
     """Held-out accuracy against rollouts; None for a run without evaluation."""
     rows = _rows(workdir, "evaluation")
     if not rows:
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     axes.plot([r["total/rollouts"] for r in rows], [r["accuracy"] for r in rows], marker="o", markersize=4)
-    axes.set(xlabel="rollouts (pilots included)", ylabel="held-out accuracy", ylim=(0, 1), title=workdir.name)
+    axes.set(xlabel="rollouts (pilots included)", ylabel="held-out accuracy", ylim=(0, 1), title=name)
     axes.grid(alpha=0.3)
     return _save(figure, workdir / "plots" / "accuracy_against_rollouts.png")
 
 
-def plot_allocation(workdir: pathlib.Path, last_steps: int = 10) -> pathlib.Path | None:
+def plot_allocation(workdir: pathlib.Path, name: str, last_steps: int = 10) -> pathlib.Path | None:
     """Samples a prompt got against the accept rate it was believed to have, in the last steps."""
     rows = _rows(workdir, "allocation")[-last_steps:]
     if not rows:
@@ -71,7 +76,7 @@ def plot_allocation(workdir: pathlib.Path, last_steps: int = 10) -> pathlib.Path
     figure.colorbar(points, label="believed gradient norm")
     axes.set(
         xlabel="believed accept rate", ylabel="samples", xlim=(0, 1), ylim=(0, None),
-        title=f"{workdir.name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}",
+        title=f"{name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}",
     )  # fmt: skip
     axes.grid(alpha=0.3)
     return _save(figure, workdir / "plots" / "allocation_against_accept_rate.png")
@@ -89,6 +94,6 @@ def _save(figure, path: pathlib.Path) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (pathlib.Path(sys.argv[1]) / "config.json").is_file():
+    if len(sys.argv) != 2 or not (epath.Path(sys.argv[1]) / "config.json").exists():
         sys.exit("usage: python -m gvm_jax.report WORKDIR (the folder of a run)")
-    show(pathlib.Path(sys.argv[1]))
+    show(epath.Path(sys.argv[1]))

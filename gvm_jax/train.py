@@ -4,12 +4,14 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 """
 
 import dataclasses
+import os
 import pathlib
 import sys
 
 import jax
 import numpy as np
 from absl import app, flags, logging
+from etils import epath
 from ml_collections import config_flags
 
 from gvm_jax import report
@@ -18,16 +20,19 @@ from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
-from gvm_jax.runtime.checkpoint import Checkpointer, claim_workdir
+from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; default runs/NAME-ARGUMENT of the config file.")
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder or gs://BUCKET/FOLDER of the run; default runs/NAME-ARGUMENT of the config file."
+)
 
 
-def train(config, workdir: pathlib.Path) -> None:
+def train(config, workdir: os.PathLike[str]) -> None:
     """Train until `config.steps` steps are done, from the workdir's newest checkpoint if it has one.
 
     Raises:
@@ -44,7 +49,8 @@ def train(config, workdir: pathlib.Path) -> None:
         first = jax.process_index() == 0
         if first:
             print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
-        checkpointer = Checkpointer(workdir, **config.checkpoint)
+        files = Workdir(workdir, active=first)
+        checkpointer = Checkpointer(workdir, **config.checkpoint, before_save=files.upload)
         state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
         if extra and extra["data"] != run.prompts.fingerprint():
             raise ConfigError(
@@ -54,11 +60,12 @@ def train(config, workdir: pathlib.Path) -> None:
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps and first:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        journal = Journal(workdir, config.steps, totals, config.optimizer.max_skipped_updates, resume_step, first)
+        journal = Journal(files.local, config.steps, totals, config.optimizer.max_skipped_updates, resume_step, first)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
+            files.close()
             checkpointer.close()
 
 
@@ -130,7 +137,7 @@ def main(argv) -> None:
     if not pathlib.Path(config_path.partition(":")[0]).is_file():
         sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
     config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
+    workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
     logging.set_verbosity(logging.WARNING)
     try:
         with distributed.start(config.distributed):

@@ -132,6 +132,18 @@ def test_stopping_between_steps_and_resuming_ends_in_the_same_bits(finished, tmp
     assert [row for row in evaluations if row["step"] != 1] == without_times(read_rows(finished, "evaluation"))
 
 
+def test_a_damaged_checkpoint_costs_its_steps_and_no_more(finished, tmp_path, caplog):
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    biggest = max((workdir / "checkpoints/3/state").rglob("*"), key=lambda path: path.stat().st_size)
+    biggest.write_bytes(biggest.read_bytes()[: biggest.stat().st_size // 2])
+    train(small_config(), workdir)
+    assert "CHECKPOINT OF STEP 3 IS BROKEN, GOING ON FROM STEP 2" in caplog.text
+    assert final_state(workdir) == final_state(finished)
+    for table in ("metrics", "evaluation", "allocation"):
+        assert without_times(read_rows(workdir, table)) == without_times(read_rows(finished, table))
+
+
 @pytest.mark.slow
 def test_sigterm_saves_and_the_same_command_finishes_to_the_same_bits(finished, tmp_path):
     workdir = tmp_path / "run"

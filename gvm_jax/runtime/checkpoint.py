@@ -1,13 +1,11 @@
-"""A run's workdir: whose it is (`config.json`) and where it stands (`checkpoints/`)."""
+"""Where a run stands: `checkpoints/` of its workdir, each checked when it is restored."""
 
 import contextlib
 import dataclasses
 import hashlib
 import json
 import os
-import pathlib
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -15,63 +13,11 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
-from ml_collections import ConfigDict
 from orbax.checkpoint import checkpoint_managers
 
-from gvm_jax.config import ConfigError, diff, from_json, to_json
+from gvm_jax.config import ConfigError, diff
 from gvm_jax.runtime.checksums import checksums
-
-# What may change when a run is resumed: the length, the record, the limits and the devices, not the algorithm.
-RESUMABLE_FIELDS = (
-    "steps",
-    "checkpoint.",
-    "evaluation.every",
-    "rewards.workers",
-    "rewards.deadline_seconds",
-    "rewards.max_failure_rate",
-    "optimizer.max_skipped_updates",
-    "mesh.",  # other devices round otherwise, no more
-    "rollout.tensor",
-    "distributed.",
-)
-
-
-def claim_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
-    """Makes a workdir this run's own, or checks that it is, before anything else is written to it.
-
-    A fresh workdir gets `config.json`, the resolved config. Where one is there, this run resumes that one:
-    only `RESUMABLE_FIELDS` may differ, and `config.json` takes their new values. Every process may call this.
-
-    Raises:
-      ConfigError: for another run's workdir, with the fields that differ.
-    """
-    if "://" in os.fspath(workdir):
-        raise ConfigError(
-            f"--workdir={workdir}: must be a path of the file system; mount the bucket, with gcsfuse, and "
-            "name its mount point"
-        )
-    path = pathlib.Path(workdir) / "config.json"
-    if path.exists():
-        try:
-            claimed = from_json(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise ConfigError(f"{path}: not a run's config ({error}); use another --workdir") from error
-        changes = diff(claimed, config)
-        refused = [change for change in changes if not change.startswith(RESUMABLE_FIELDS)]
-        if refused:
-            problem = f"{path}: this workdir is another run's. Use another --workdir, or that run's config. Fields:"
-            raise ConfigError("\n  ".join([problem, *refused]))
-        if not changes:
-            return
-    elif (path.parent / "checkpoints").exists():
-        raise ConfigError(
-            f"{path}: missing, but there are checkpoints beside it, of an unknown run; use another --workdir"
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    # A reader, or a crash, sees the old file or the new one. The name is this process's own.
-    temporary = path.with_name(f"{path.name}.{os.uname().nodename}.{os.getpid()}")
-    temporary.write_text(to_json(config), encoding="utf-8")
-    temporary.replace(path)
+from gvm_jax.runtime.workdir import workdir_path
 
 
 class CheckpointError(OSError):
@@ -136,10 +82,19 @@ class Checkpointer:
       every: steps between two saves.
       keep: newest checkpoints kept.
       keep_best: checkpoints with the best scores kept beside them.
+      before_save: called before each save: for what must be stored no later than the checkpoint.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], every: int, keep: int, keep_best: int = 0) -> None:
-        self._workdir = pathlib.Path(os.path.abspath(workdir))
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        every: int,
+        keep: int,
+        keep_best: int = 0,
+        before_save: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._before_save = before_save
+        self._workdir = workdir_path(workdir)
         self._folder = self._workdir / "checkpoints"
         self._best = _Best(keep_best)
         options = ocp.CheckpointManagerOptions(
@@ -177,6 +132,7 @@ class Checkpointer:
             return False
         if json.loads(json.dumps(extra, allow_nan=False)) != extra:
             raise ValueError(f"extra of step {step}: must be what JSON gives back (text keys, lists), found {extra!r}")
+        self._before_save()
         self._best.scores = scores or {}
         run = {"extra": extra, "layout": _layout(state), "checksums": checksums(state)}
         run["digest"] = _digest(run)
@@ -249,7 +205,7 @@ class Checkpointer:
                 step, good, self._folder / str(step), target / str(step), problem,
             )  # fmt: skip
             if jax.process_index() == 0:
-                shutil.rmtree(target / str(step), ignore_errors=True)
+                (target / str(step)).rmtree(missing_ok=True)
                 target.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target / str(step))
         _agreed(True)  # none looks into the folder before it is in order
@@ -304,7 +260,7 @@ def restore_subtree(
       FileNotFoundError: there is no such checkpoint.
       CheckpointError: it is damaged.
     """
-    folder = pathlib.Path(os.path.abspath(workdir)) / "checkpoints"
+    folder = workdir_path(workdir) / "checkpoints"
     with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False, read_only=True)) as manager:
         steps = manager.all_steps()
         if not steps:

@@ -193,9 +193,8 @@ class Journal:
             return
         kept = ""
         if self._active:
-            kept = (
-                f" Its batch is kept in {save_batch(self._workdir, step, prompt_ids, graded.rollouts, graded.rewards)}."
-            )
+            path = save_batch(self._workdir, step, prompt_ids, graded.rollouts, graded.rewards)
+            kept = f" Its batch is kept in {path.relative_to(self._workdir)} of the workdir."
         raise FloatingPointError(
             f"{problem}, optimizer.max_skipped_updates = {self._max_skipped}.{kept} The parameters are those of the "
             "last finite update. Lower optimizer.learning_rate, or compute in float32 (model.compute_dtype)"

@@ -242,13 +242,16 @@ class Run:
 
 def _stop_together(error: Preempted | VerifierFailure | None) -> None:
     """Raises on all processes if one of them stops, so that none waits for it."""
-    kinds = Preempted, VerifierFailure
-    raised = processes.any_process(np.array([isinstance(error, kind) for kind in kinds]))
+    others = (
+        Preempted("stopped on request, made to another process; the same command resumes the run"),
+        VerifierFailure("the verifier failed on too many answers of another process; its log has one of them"),
+    )
+    raised = processes.any_process(np.array([isinstance(error, type(other)) for other in others]))
     if error is not None:
         raise error
-    for kind, anywhere in zip(kinds, raised, strict=True):
+    for other, anywhere in zip(others, raised, strict=True):
         if anywhere:
-            raise kind("stopped together with another process, whose log says why")
+            raise other
 
 
 def describe_run(run: Run) -> list[str]:

@@ -16,7 +16,8 @@ from flax import nnx
 
 from configs import default
 from gvm_jax.config import ConfigError, from_json
-from gvm_jax.runtime.checkpoint import Checkpointer, CheckpointError, claim_workdir, restore_subtree
+from gvm_jax.runtime.checkpoint import Checkpointer, CheckpointError, restore_subtree
+from gvm_jax.runtime.workdir import claim_workdir
 
 
 @flax.struct.dataclass
@@ -322,8 +323,8 @@ def test_a_resumed_run_may_change_its_length_and_record(tmp_path):
 
 
 def test_a_workdir_that_cannot_be_checked_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match=r"gs://bucket/run: .*gcsfuse"):
-        claim_workdir("gs://bucket/run", default.get_config())
+    with pytest.raises(ConfigError, match=r"s3://bucket/run: must be a folder .* or gs://"):
+        claim_workdir("s3://bucket/run", default.get_config())
     (tmp_path / "checkpoints").mkdir()
     with pytest.raises(ConfigError, match=r"config\.json: missing"):
         claim_workdir(tmp_path, default.get_config())
