@@ -11,7 +11,7 @@ from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import param_shardings
+from gvm_jax.models.sharding import batch_sharding, param_shardings
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Verdict
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
@@ -71,7 +71,7 @@ class Run:
 
             self.mesh = make_mesh(config.mesh)
             dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
-            self.model = Model(network, dtype, config.model.remat)
+            self.model = Model(network, dtype, config.model.remat, rows=batch_sharding(self.mesh))
             check_weights(self.model, folder)
             self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
             self._programs = StepPrograms(config, self.model, self.mesh, self.prompts.num_rows)

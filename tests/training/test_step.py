@@ -14,7 +14,7 @@ from gvm_jax.allocation.strategies import Cures, Dapo, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import replicated
+from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.gradient_norms import GradientNormSettings
@@ -356,3 +356,12 @@ def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     metrics = metrics.replace(mismatch=np.zeros(()), max_mismatch=np.zeros(()), diagnostics=None)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert metrics.trained_tokens == 0
+
+
+def test_rows_split_over_devices_change_nothing(tiny, rollouts, stepped, test_mesh):
+    """As a run splits them: activations by rows, the output head gathered once for all chunks."""
+    for mesh in (test_mesh(data=4), test_mesh(data=2, fsdp=2), test_mesh(fsdp=2, tensor=2)):
+        model = Model(tiny[0].config, rows=batch_sharding(mesh))
+        state, metrics = run_step(make_step(model, mesh), tiny[1], rollouts)
+        assert_close(state.params, stepped[0].params)
+        assert_close(metrics.loss, stepped[1].loss)
