@@ -358,9 +358,10 @@ def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     assert metrics.trained_tokens == 0
 
 
+@pytest.mark.slow
 def test_rows_split_over_devices_change_nothing(tiny, rollouts, stepped, test_mesh):
     """As a run splits them: activations by rows, the output head gathered once for all chunks."""
-    for mesh in (test_mesh(data=4), test_mesh(data=2, fsdp=2), test_mesh(fsdp=2, tensor=2)):
+    for mesh in (test_mesh(data=2, fsdp=2), test_mesh(fsdp=2, tensor=2)):
         model = Model(tiny[0].config, rows=batch_sharding(mesh))
         state, metrics = run_step(make_step(model, mesh), tiny[1], rollouts)
         assert_close(state.params, stepped[0].params)
