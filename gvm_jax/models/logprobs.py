@@ -5,6 +5,7 @@ log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.models.qwen2 import Qwen2, segment_attention
@@ -81,10 +82,26 @@ def response_logprobs(
     chunk = min(chunk, max_response)
     steps = -(-max_response // chunk)
 
-    @jax.checkpoint
-    def chunk_logprobs(offsets):
-        states, chosen, inside = predictions(hidden, tokens, prompt_lengths, response_lengths, offsets)
-        return jnp.where(inside, select_logprobs(model.logits(states), chosen, temperature), 0.0)
+    def row_logprobs(kernel, hidden, tokens, prompt_lengths, response_lengths):
+        @jax.checkpoint
+        def chunk_logprobs(offsets):
+            states, chosen, inside = predictions(hidden, tokens, prompt_lengths, response_lengths, offsets)
+            return jnp.where(inside, select_logprobs(model.head.logits(states, kernel), chosen, temperature), 0.0)
 
-    logprobs = jax.lax.map(chunk_logprobs, jnp.arange(steps * chunk).reshape(steps, chunk))  # [steps, B, chunk]
-    return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]
+        logprobs = jax.lax.map(chunk_logprobs, jnp.arange(steps * chunk).reshape(steps, chunk))  # [steps, B, chunk]
+        return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]
+
+    kernel, rows = model.head.kernel[...], (hidden, tokens, prompt_lengths, response_lengths)
+    if not model.splits(tokens.shape[0]):
+        return row_logprobs(kernel, *rows)
+
+    def gather(kernel, *rows):
+        # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
+        kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
+        return row_logprobs(kernel.astype(jnp.float32), *rows)  # float32: in it the chunks' gradients are summed
+
+    split = model.rows.spec
+    return jax.shard_map(
+        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 4), out_specs=split,
+        axis_names={*split[0]},
+    )(kernel, *rows)  # fmt: skip

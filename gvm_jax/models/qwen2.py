@@ -17,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from gvm_jax.models.config import Qwen2Config
@@ -24,6 +25,7 @@ from gvm_jax.models.config import Qwen2Config
 # (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
 Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 QUERY_BLOCK = 256  # most queries whose scores against all keys are held at once
+KEY_RANGES = 4  # lengths that keys are cut to: more skip more of the masked half, and are more to compile
 Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
 
 
@@ -86,9 +88,9 @@ class Embedding(Weight):
         """The tokens' vectors."""
         return self.scaled(self.kernel[...][tokens].astype(dtype), at=(tokens, None))
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """hidden · vector of every token, in float32."""
-        kernel = self.kernel[...].astype(hidden.dtype)
+    def logits(self, hidden: Float[Array, "... D"], kernel: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """hidden · vector of every token, in float32; `kernel` is this one's, where it is at hand already."""
+        kernel = (self.kernel[...] if kernel is None else kernel).astype(hidden.dtype)
         return self.scaled(jnp.einsum("...d,vd->...v", hidden, kernel, preferred_element_type=jnp.float32))
 
 
@@ -145,8 +147,10 @@ class Qwen2(nnx.Module):
         remat: bool = False,
         stacked: bool = True,
         weight_dtype: str | None = None,
+        rows: NamedSharding | None = None,
     ):
         self.config, self.dtype, self.remat, self.stacked = config, dtype, remat, stacked
+        self.rows = rows
         depth = config.num_hidden_layers
         self.embed_tokens = Embedding(rngs, config, weight_dtype)
         if stacked:
@@ -177,6 +181,7 @@ class Qwen2(nnx.Module):
         x = self.embed_tokens.lookup(tokens, self.dtype)
         if tap is not None:
             x = x + tap.astype(x.dtype)
+        x = self.by_rows(x)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         if not self.stacked:
             for i, layer in enumerate(self.layers):
@@ -187,16 +192,33 @@ class Qwen2(nnx.Module):
         def layer_step(carry, layer_params):
             x, cache, layer = carry
             x, cache = nnx.merge(graphdef, layer_params)(x, angles, layer, attention, cache)
-            return (x, cache, layer + 1), None
+            return (self.by_rows(x), cache, layer + 1), None
 
         if self.remat:
             layer_step = jax.checkpoint(layer_step, prevent_cse=False)  # safe: inside a scan
         (x, cache, _), _ = jax.lax.scan(layer_step, (x, cache, jnp.int32(0)), stacked)
         return self.norm(x), cache
 
+    def by_rows(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
+        """x with its rows split over the devices as `rows` says, where they are a multiple of its devices.
+
+        Left to itself the compiler splits activations as the embedding's columns are, and reduces every product over
+        the devices instead of gathering the weights.
+        """
+        return jax.lax.with_sharding_constraint(x, self.rows) if self.splits(x.shape[0]) else x
+
+    def splits(self, rows: int) -> bool:
+        """Whether so many rows are split over devices."""
+        return self.rows is not None and rows % math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0]) == 0
+
+    @property
+    def head(self) -> Embedding:
+        """What turns hidden states into logits."""
+        return self.embed_tokens if self.lm_head is None else self.lm_head
+
     def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
         """Next-token logits in float32."""
-        return (self.embed_tokens if self.lm_head is None else self.lm_head).logits(hidden)
+        return self.head.logits(hidden)
 
 
 def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Float[Array, "B L half"]:
@@ -222,11 +244,13 @@ def segment_attention(segments: Int[Array, "B L"]) -> Attention:
     block = -(-length // blocks)
 
     def attention(q, k, v, layer, cache):
-        def attend(queries, query_segments, first):
-            causal = (first + jnp.arange(block))[:, None] >= jnp.arange(length)
-            mask = causal & (query_segments[:, :, None] == segments[:, None, :])
+        def attend(queries, query_segments, first, keys=length):
+            causal = (first + jnp.arange(block))[:, None] >= jnp.arange(keys)
+            mask = causal & (query_segments[:, :, None] == segments[:, None, :keys])
             # XLA's implementation: cuDNN's cannot be differentiated under vmap, which per-sample gradients need.
-            return jax.nn.dot_product_attention(queries, k, v, mask=mask[:, None], implementation="xla")
+            return jax.nn.dot_product_attention(
+                queries, k[:, :keys], v[:, :keys], mask=mask[:, None], implementation="xla"
+            )
 
         if blocks == 1:
             return attend(q, segments, 0), cache
@@ -236,7 +260,12 @@ def segment_attention(segments: Int[Array, "B L"]) -> Attention:
             return jnp.moveaxis(x.reshape(x.shape[0], blocks, block, *x.shape[2:]), 1, 0)
 
         parts = split(q), split(segments), jnp.arange(blocks) * block
-        mixed = jax.lax.map(lambda part: jax.checkpoint(attend)(*part), parts)
+        mixed, group = [], -(-blocks // KEY_RANGES)
+        for begin in range(0, blocks, group):  # no query of a group sees a key beyond the group
+            attend_to = jax.checkpoint(functools.partial(attend, keys=min((begin + group) * block, length)))
+            mine = jax.tree.map(lambda x: x[begin : begin + group], parts)  # noqa: B023
+            mixed.append(jax.lax.map(lambda part: attend_to(*part), mine))  # noqa: B023
+        mixed = jnp.concatenate(mixed)
         return jnp.moveaxis(mixed, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length], cache
 
     return attention
@@ -254,6 +283,7 @@ class Model:
       remat: recompute a layer's activations in the backward pass (stacked layers only).
       stacked: whether `params` has one stack of layers, or a dict of them by number (`unstack`).
       weight_dtype: "int8" for parameters as `quantize` gives them; None for floats.
+      rows: how the rows of activations are split over devices (`sharding.batch_sharding`); None leaves it to XLA.
 
     Raises:
       ValueError: another `weight_dtype`.
@@ -266,13 +296,14 @@ class Model:
         remat: bool = False,
         stacked: bool = True,
         weight_dtype: str | None = None,
+        rows: NamedSharding | None = None,
     ):
         if weight_dtype not in (None, "int8"):
             raise ValueError(f"weight_dtype = {weight_dtype!r}: must be 'int8', or None for float parameters")
         self.config, self.dtype, self._weight_dtype = config, jnp.dtype(dtype), weight_dtype
 
         def build(seed):
-            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype)
+            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, rows)
 
         self._build = build
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))

@@ -212,22 +212,27 @@ class _Counter:
                 continue
             if not _size(operand.shapes):
                 continue
-            users = _users(inside, parameter.name)
+            users = self._users(inside, parameter.name)
             sliced = users and all(i.opcode in ("dynamic-slice", "slice", "gather") and first for i, first in users)
             total += sum(i.shape.bytes for i, _ in users) if sliced else _size(operand.shapes)
         return total
 
-
-def _users(computation: Computation, name: str) -> list[tuple[Instruction, bool]]:
-    """What reads an array, seen through changes of its shape alone, and whether as first operand."""
-    users = []
-    for instruction in computation.instructions:
-        if name in instruction.operands:
+    def _users(self, computation: Computation, name: str) -> list[tuple[Instruction, bool]]:
+        """What reads an array, seen through changes of its shape and fusions, and whether as first operand."""
+        users = []
+        for instruction in computation.instructions:
+            if name not in instruction.operands:
+                continue
             if instruction.opcode in ("bitcast", "reshape"):
-                users += _users(computation, instruction.name)
+                users += self._users(computation, instruction.name)
+            elif instruction.opcode == "fusion":
+                inside = self.program.computations[instruction.called("calls")[0]]
+                number = str(instruction.operands.index(name))
+                parameter = next(i for i in inside.instructions if i.opcode == "parameter" and i.literal == number)
+                users += self._users(inside, parameter.name)
             else:
                 users.append((instruction, instruction.operands[0] == name))
-    return users
+        return users
 
 
 class _Inlined:

@@ -207,7 +207,8 @@ def train_temporaries(parts: Parts) -> int:
 
     Gradients twice in float32 (the sum over micro-batches and one micro-batch's own) and the matrices once in the
     compute dtype; for each row of a micro-batch on the device the residual stream of every layer (with remat; a whole
-    layer's activations without), one layer's activations, and the logits of a chunk three times in float32.
+    layer's activations without), one layer's activations, and the logits of a chunk three times in float32. Where
+    rows are split over devices the head is gathered: its kernel and its gradient in float32.
     """
     config, network, mesh = parts.config, parts.network, parts.mesh
     width = parts.model.dtype.itemsize
@@ -221,5 +222,8 @@ def train_temporaries(parts: Parts) -> int:
     saved = layers * (length * d * width if config.model.remat else layer)
     logits = 3 * config.optimizer.logprob_chunk * network.vocab_size * 4 // tensor
     parameters = parts.held()["parameters"]
+    head = 2 * 4 * d * network.vocab_size // tensor if shards > 1 else 0
     whole = 4 * sum(x.size for x in jax.tree.leaves(parts.model.abstract_params["layers"])) // layers // tensor
-    return int(2 * parameters + parameters * width / 4 + 2 * whole + rows * (saved + 2 * layer + scores + logits))
+    return int(
+        2 * parameters + parameters * width / 4 + 2 * whole + head + rows * (saved + 2 * layer + scores + logits)
+    )

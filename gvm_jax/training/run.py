@@ -12,7 +12,11 @@ from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
+<<<<<<< HEAD
 from gvm_jax.models.sharding import param_shardings, replicated
+=======
+from gvm_jax.models.sharding import batch_sharding, param_shardings
+>>>>>>> 5aa6170bcbeac7b2463c8bea563b7a0c80f091c7
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Status, VerifierFailure
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
@@ -85,7 +89,7 @@ class Run:
 
             self.mesh = make_mesh(config.mesh)
             dtype, self.dtype_reason = resolve_compute_dtype(config.model.compute_dtype)
-            self.model = Model(network, dtype, config.model.remat)
+            self.model = Model(network, dtype, config.model.remat, rows=batch_sharding(self.mesh))
             check_weights(self.model, folder)
             self.engine = RolloutEngine(self.model, self.mesh, settings, stop_ids)
             self._programs = StepPrograms(config, self.model, self.mesh, self.prompts.num_rows)

@@ -15,7 +15,7 @@ from gvm_jax.allocation.strategies import Cures, Dapo, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import replicated
+from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import compiler_options
@@ -407,3 +407,13 @@ def test_norms_that_are_not_finite_are_no_observations(tiny, mesh, rollouts):
 
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+@pytest.mark.slow
+def test_rows_split_over_devices_change_nothing(tiny, rollouts, stepped, test_mesh):
+    """As a run splits them: activations by rows, the output head gathered once for all chunks."""
+    for mesh in (test_mesh(data=2, fsdp=2), test_mesh(fsdp=2, tensor=2)):
+        model = Model(tiny[0].config, rows=batch_sharding(mesh))
+        state, metrics = run_step(make_step(model, mesh), tiny[1], rollouts)
+        assert_close(state.params, stepped[0].params)
+        assert_close(metrics.loss, stepped[1].loss)
