@@ -12,11 +12,7 @@ from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
-<<<<<<< HEAD
-from gvm_jax.models.sharding import param_shardings, replicated
-=======
-from gvm_jax.models.sharding import batch_sharding, param_shardings
->>>>>>> 5aa6170bcbeac7b2463c8bea563b7a0c80f091c7
+from gvm_jax.models.sharding import batch_sharding, param_shardings, replicated
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Status, VerifierFailure
 from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
