@@ -3,6 +3,7 @@
 import math
 
 from gvm_jax.planning.planner import Plan, ProgramPlan
+from gvm_jax.rollout.pages import least_pages
 
 GIB = 2**30
 
@@ -40,7 +41,7 @@ def _changes(plan: Plan, program: ProgramPlan):
     if "KV pages" in held:
         settings = parts.engine.settings
         page = held["KV pages"] / settings.num_pages
-        least = math.ceil(settings.max_tokens / settings.page_size) + 2
+        least = least_pages(settings.max_prompt_tokens, settings.max_new_tokens, settings.page_size)
         fewer = max(settings.num_pages - math.ceil(over / page), least)
         yield (
             f"--config.rollout.pages={fewer} (now {settings.num_pages}), or fewer rollout.slots (now {settings.slots})",

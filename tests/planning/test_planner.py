@@ -14,13 +14,14 @@ from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.qwen2 import Model, segment_attention
 from gvm_jax.planning.advice import advice
 from gvm_jax.planning.chips import CHIPS, Topology
+from gvm_jax.planning.compiled import compile_program
 from gvm_jax.planning.costs import program_costs
 from gvm_jax.planning.hlo import parse
 from gvm_jax.planning.model_flops import Workload, body_flops, head_flops, layer_weights, program_flops
 from gvm_jax.planning.parts import build, replicated_arrays
 from gvm_jax.planning.planner import make_plan
 from gvm_jax.planning.report import summary
-from gvm_jax.planning.search import candidates
+from gvm_jax.planning.search import candidates, search
 
 TINY = pathlib.Path(__file__).parents[1] / "models/golden/tiny_untied"
 WORKLOAD = Workload(4, 8)
@@ -156,8 +157,6 @@ def test_out_of_memory_at_compilation_is_an_answer(plan):
         def compile(self):
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: ... Used 20.31G of 15.75G hbm. Exceeded by 4.56G.")
 
-    from gvm_jax.planning.compiled import compile_program
-
     found = compile_program("train step", Lowered(), 4, 8, None)
     assert not found.fits_alone and found.temporaries == int(20.31 * 2**30)
     failed = dataclasses.replace(plan.program("train step"), fits_alone=False, costs=None)
@@ -190,6 +189,16 @@ def test_the_search_knows_every_mesh_that_the_config_allows():
     meshes = {tuple(c.config.mesh[a] for a in ("data", "fsdp", "tensor")) for c in found}
     assert meshes == {(4, 1, 1), (2, 2, 1), (1, 4, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)}
     assert {c.config.optimizer.micro_batch for c in found if c.config.mesh.tensor == 4} == {1, 2, 4, 8, 16}
+
+
+def test_the_search_compiles_the_likeliest_and_returns_those_that_fit(monkeypatch):
+    monkeypatch.setattr("gvm_jax.planning.search.MOST", 1)
+    lines = []
+    ((candidate, found),) = search(tiny_config(), topology(1), 100, WORKLOAD, lines.append)
+    assert found.fits and found.step_seconds > 0 and [p.name for p in found.programs] == ["decode 8", "train step"]
+    assert candidate.config.mesh.fsdp == 1 and "--config.optimizer.micro_batch=" in candidate.name
+    assert any("1 will be compiled" in line for line in lines)
+    assert search(tiny_config(), topology(1, memory=1), 100, WORKLOAD, lines.append) == []
 
 
 def test_only_config_json_is_needed(tmp_path):
