@@ -12,17 +12,18 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
 | v5e:4x4 | 1.08 | 2.80 | 4.07 | 5.18 | 15.75 |
-| v6e:2x4 | 2.16 | 2.98 | 5.48 | 9.76 | 31.25 |
+| v6e:2x4, micro_batch 8 | 2.16 | 2.98 | 5.48 | 8.76 | 31.25 |
 | 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 5.50 | 22.9 | 42 | 75 or 133 |
 | 8 of them (estimate) | 2.16 | 2.98 | 5.3 | 8.8 | 75 or 133 |
 
 | | train step, s | decode block of 64 x 8 tokens, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
 | v5e:4x4 | 151 | 18.4 | 459 | 1,143 | 1.39 |
-| v6e:2x4 | 186 | 9.0 | 336 | 3,124 | 1.42 |
+| v6e:2x4, micro_batch 8 | 136 | 9.0 | 286 | 3,671 | 1.39 |
 
 Every chip decodes the same 64 sequences while rollouts are not split over mesh.fsdp, so most of the step is decoding.
-On one GPU: --config.optimizer.micro_batch=8. The mesh fills itself (mesh.fsdp = -1).
+On one GPU and on v6e:2x4 add --config.optimizer.micro_batch=8 (with 16 the train step takes 186 s on v6e:2x4, and 1.42
+times the operations). The mesh fills itself (mesh.fsdp = -1).
 """
 
 from configs import default
