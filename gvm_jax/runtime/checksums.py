@@ -5,7 +5,7 @@ import math
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
 
 from gvm_jax.runtime.mesh import compiler_options
@@ -31,6 +31,14 @@ def _checksum(x: Array) -> UInt32[Array, ""]:
     return jnp.sum(_mix(words ^ _mix(index + 1)), dtype=jnp.uint32)
 
 
+@functools.cache
+def _program(mesh: Mesh | None):
+    """One program for all arrays: several would be in flight at once, and processes could meet in different ones."""
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    options = None if mesh is None else compiler_options(mesh)
+    return jax.jit(lambda tree: jax.tree.map(_checksum, tree), out_shardings=everywhere, compiler_options=options)
+
+
 def checksums(tree: PyTree) -> dict[str, int]:
     """A 32-bit checksum of every array, by its path; a collective where arrays are spread over processes.
 
@@ -38,13 +46,5 @@ def checksums(tree: PyTree) -> dict[str, int]:
     """
 
     meshes = [x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(getattr(x, "sharding", None), NamedSharding)]
-    everywhere = NamedSharding(meshes[0], PartitionSpec()) if meshes else None
-    options = compiler_options(meshes[0]) if meshes else {}
-
-    # One program for all: several would be in flight at once, and processes could meet in different ones.
-    @functools.partial(jax.jit, out_shardings=everywhere, compiler_options=options)
-    def every_checksum(tree):
-        return jax.tree.map(_checksum, tree)
-
-    sums = jax.device_get(every_checksum(tree))
+    sums = jax.device_get(_program(meshes[0] if meshes else None)(tree))
     return {jax.tree_util.keystr(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(sums)}

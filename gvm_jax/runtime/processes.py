@@ -57,7 +57,8 @@ def gather_rows(tree: Tree) -> Tree:
 def announce(name: str) -> None:
     """Tells all processes something that they look for with `announced`; returns at once."""
     if jax.process_count() > 1:
-        distributed.global_state.client.key_value_set(_ANNOUNCEMENTS + name, "", allow_overwrite=True)
+        key = f"{_ANNOUNCEMENTS}{name}/{jax.process_index()}"
+        distributed.global_state.client.key_value_set(key, "", allow_overwrite=True)
 
 
 def announced(name: str) -> bool:
