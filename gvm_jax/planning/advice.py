@@ -18,7 +18,10 @@ def advice(plan: Plan) -> list[str]:
             suggestions[line] = max(freed, suggestions.get(line, 0.0))
     ordered = sorted(suggestions.items(), key=lambda item: -item[1])
     lines = [f"{line} (frees about {freed / GIB:.1f} GiB a chip)" for line, freed in ordered if freed > 0]
-    most = max(program.total for program in plan.overfull)
+    updates = [program.total for program in plan.overfull if program.name in ("train step", "pilot")]
+    if lines and not updates:
+        return lines  # what is sampled with is the replica's own, on however many devices
+    most = max(updates or [program.total for program in plan.overfull])
     needed = math.ceil(plan.parts.topology.size * most / plan.capacity)
     return [
         *lines,
@@ -43,10 +46,19 @@ def _changes(plan: Plan, program: ProgramPlan):
         page = held["KV pages"] / settings.num_pages
         least = least_pages(settings.max_prompt_tokens, settings.max_new_tokens, settings.page_size)
         fewer = max(settings.num_pages - math.ceil(over / page), least)
-        yield (
-            f"--config.rollout.pages={fewer} (now {settings.num_pages}), or fewer rollout.slots (now {settings.slots})",
-            page * (settings.num_pages - fewer),
-        )
+        if fewer < settings.num_pages:
+            slots = max(settings.slots * fewer // settings.num_pages, 1)
+            line = f"--config.rollout.pages={fewer} (now {settings.num_pages}) --config.rollout.slots={slots}"
+            yield f"{line} (now {settings.slots}): fewer samples at once", page * (settings.num_pages - fewer)
+        wider = 2 * parts.tensor
+        if parts.topology.host().size % wider == 0:
+            # Heads that a wider replica cannot share out stay whole.
+            split = parts.network.num_key_value_heads % wider == 0
+            freed = (held["rollout weights"] + held["KV pages"] * split) / 2
+            yield (
+                f"--config.rollout.tensor={wider} (now {parts.tensor}): more chips share a replica of the model",
+                freed,
+            )
         if parts.config.rollout.weight_dtype != "int8" and held["rollout weights"]:
             yield "--config.rollout.weight_dtype=int8: sample from rounded weights", held["rollout weights"] / 2
     if program.name in ("train step", "pilot"):

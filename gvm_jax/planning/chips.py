@@ -21,6 +21,7 @@ class Chip:
     hbm_bandwidth: float  # bytes a second
     link_bandwidth: float  # bytes a second, both ways together, along one ring of the interconnect
     shape: str  # of a topology's size: the form and an example
+    host: str  # size of the part that a process has, of a topology that is no smaller
     per_chip: int = 1  # devices that a chip shows
 
 
@@ -31,12 +32,12 @@ GIB = 2**30
 # dense rates; hbm_bytes is what a driver leaves of 80 and 141 GB times 0.95, XLA's share with
 # XLA_PYTHON_CLIENT_MEM_FRACTION=.95.
 CHIPS = {
-    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819e9, 90e9, "ROWSxCOLUMNS, as v5e:4x4"),
-    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765e9, 180e9, "XxYxZ, as v5p:4x4x4"),
-    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1640e9, 180e9, "ROWSxCOLUMNS, as v6e:2x4"),
-    "tpu7x": Chip("tpu", 1153e12, 94.75 * GIB, 3690e9, 200e9, "XxYxZ, as tpu7x:2x2x1", per_chip=2),
-    "h100": Chip("gpu", 989e12, 0.95 * 79.1 * GIB, 3350e9, 900e9, "GPUS of one machine, as h100:8"),
-    "h200": Chip("gpu", 989e12, 0.95 * 140.0 * GIB, 4800e9, 900e9, "GPUS of one machine, as h200:8"),
+    "v5e": Chip("tpu", 197e12, 15.75 * GIB, 819e9, 90e9, "ROWSxCOLUMNS, as v5e:4x4", "2x2"),
+    "v5p": Chip("tpu", 459e12, 95.74 * GIB, 2765e9, 180e9, "XxYxZ, as v5p:4x4x4", "2x2x1"),
+    "v6e": Chip("tpu", 918e12, 31.25 * GIB, 1640e9, 180e9, "ROWSxCOLUMNS, as v6e:2x4", "2x2"),
+    "tpu7x": Chip("tpu", 1153e12, 94.75 * GIB, 3690e9, 200e9, "XxYxZ, as tpu7x:2x2x1", "2x2x1", per_chip=2),
+    "h100": Chip("gpu", 989e12, 0.95 * 79.1 * GIB, 3350e9, 900e9, "GPUS of one machine, as h100:8", ""),
+    "h200": Chip("gpu", 989e12, 0.95 * 140.0 * GIB, 4800e9, 900e9, "GPUS of one machine, as h200:8", ""),
 }
 
 
@@ -66,6 +67,13 @@ class Topology:
     def compiles(self) -> bool:
         """Whether there is a compiler for it that needs no device."""
         return self.chip.platform == "tpu"
+
+    def host(self) -> "Topology":
+        """The part of it that one process has; all of it where that is no less."""
+        if not self.compiles:
+            return self
+        host = Topology.parse(f"{self.name.partition(':')[0]}:{self.chip.host}")
+        return host if host.size < self.size else self
 
     def devices(self) -> list:
         """The absent devices: of a TPU topology libtpu's, which programs are compiled for; of GPUs virtual CPU devices,

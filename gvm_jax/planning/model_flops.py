@@ -86,7 +86,7 @@ def norm_flops(parts: Parts, rows: int) -> float:
 
 
 def program_flops(parts: Parts, name: str, workload: Workload) -> float:
-    """Of one run of a program of `Parts.lower`, over all devices."""
+    """Of one run of a program of `Parts.lower`, over all devices: every replica decodes a batch of its own."""
     config, network, step = parts.config, parts.network, parts.steps.step
     if name == "train step":
         fresh = config.rollouts_per_step - step.pilot_rollouts
@@ -94,9 +94,10 @@ def program_flops(parts: Parts, name: str, workload: Workload) -> float:
     if name == "pilot":
         return norm_flops(parts, step.pilot_rollouts)
     if name == "prefill":
-        return body_flops(network, config.rollout.prefill_tokens, workload.prompt_tokens / 2)
+        tokens = parts.replicas * config.rollout.prefill_tokens
+        return body_flops(network, tokens, workload.prompt_tokens / 2)
     if name.startswith("decode"):
-        tokens = int(name.split()[-1]) * config.rollout.block_steps
+        tokens = parts.replicas * int(name.split()[-1]) * config.rollout.block_steps
         keys = workload.prompt_tokens + workload.response_tokens / 2
         return body_flops(network, tokens, keys) + head_flops(network, tokens)
     return 0.0
@@ -105,12 +106,12 @@ def program_flops(parts: Parts, name: str, workload: Workload) -> float:
 def kernel_costs(parts: Parts, name: str, workload: Workload) -> tuple[float, float]:
     """(operations, bytes read) of the attention kernels on one device: what no compiler counts.
 
-    The kernels are given their heads; sequences are not split.
+    A replica's sequences are its own; its devices share their heads.
     """
     if parts.engine.kernels == "xla" or not name.startswith(("decode", "prefill")):
         return 0.0, 0.0
     network, config, settings = parts.network, parts.config, parts.engine.settings
-    tensor = parts.mesh.shape["tensor"]
+    tensor = parts.tensor
     share = tensor if network.num_key_value_heads % tensor == 0 else 1
     if name == "prefill":
         tokens, keys = settings.prefill_tokens, workload.prompt_tokens / 2

@@ -12,9 +12,10 @@ from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding
 from gvm_jax.planning.chips import Topology
 from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
-from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
 from gvm_jax.training.programs import StepPrograms
 
+_ONE_PROCESS = {"data": -1, "fsdp": 1, "tensor": 1}  # its devices are dealt to replicas whatever its axes
 STOP_IDS = (0,)  # which tokens end a response does not change the size of a program
 
 
@@ -27,8 +28,24 @@ class Parts:
     network: Qwen2Config
     mesh: Mesh
     model: Model
-    engine: RolloutEngine
+    engine: RolloutEngine  # of one process: the compiler knows no part of a topology, so it is laid over a host's
     steps: StepPrograms
+
+    @property
+    def tensor(self) -> int:
+        """Devices of a replica."""
+        return self.config.rollout.tensor or self.mesh.shape["tensor"]
+
+    @property
+    def replicas(self) -> int:
+        """Of all processes."""
+        return self.topology.size // self.tensor
+
+    @property
+    def width(self) -> int:
+        """The widest decode batch that a step's samples fill on every replica."""
+        samples = -(-self.config.rollouts_per_step // self.replicas)
+        return next((width for width in self.engine.settings.widths if width >= samples), self.engine.settings.slots)
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """The programs of a step in the order of their first use, by name."""
@@ -68,7 +85,11 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     settings = RolloutSettings.from_config(config)
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
         settings = dataclasses.replace(settings, attention={"gpu": "xla"}.get(settings.attention, settings.attention))
-    engine = RolloutEngine(model, mesh, settings, STOP_IDS)
+    tensor = settings.tensor or mesh.shape["tensor"]
+    replica_mesh(mesh, tensor)  # can the whole topology be dealt out?
+    host = topology.host()
+    own = mesh if host is topology else make_mesh(ConfigDict(_ONE_PROCESS), host.devices())
+    engine = RolloutEngine(model, own, dataclasses.replace(settings, tensor=tensor), STOP_IDS)
     return Parts(config, topology, network, mesh, model, engine, StepPrograms(config, model, mesh, num_prompts))
 
 

@@ -97,19 +97,23 @@ class Plan:
         )
 
     def runs(self, program: ProgramPlan) -> float:
-        """How often a step runs it, with all slots busy: the last samples' narrower batches are left out."""
-        config, step = self.parts.config, self.parts.steps.step
+        """How often a step runs it on a device, with every replica as busy as the others.
+
+        All slots are taken to be busy where there are samples enough: the narrower batches of a step's last and
+        longest samples are left out.
+        """
+        parts, config, step = self.parts, self.parts.config, self.parts.steps.step
         if program.name == "train step" or program.name == "pilot":
             return 1.0
         if program.name == "prefill":
             prompts = config.prompts_per_step * (2 if step.pilot_rollouts else 1)
-            return math.ceil(prompts * self.workload.prompt_tokens / config.rollout.prefill_tokens)
-        slots = self.parts.engine.settings.slots
-        if program.name == f"decode {slots}":
-            tokens = config.rollouts_per_step * self.workload.response_tokens
-            return math.ceil(tokens / (slots * config.rollout.block_steps))
+            return math.ceil(prompts * self.workload.prompt_tokens / (parts.replicas * config.rollout.prefill_tokens))
+        if program.name == f"decode {parts.width}":
+            # A sample is in one slot: however many there are, its own tokens come one after another.
+            waves = max(config.rollouts_per_step / (parts.replicas * parts.width), 1.0)
+            return math.ceil(waves * self.workload.response_tokens / config.rollout.block_steps)
         if program.name == "copy pages":  # once for each sample, `slots` at a time
-            return math.ceil(config.rollouts_per_step / slots)
+            return math.ceil(config.rollouts_per_step / (parts.replicas * parts.engine.settings.slots))
         return 0.0
 
     @property
@@ -189,7 +193,7 @@ def _estimates(parts: Parts, workload: Workload) -> list[ProgramPlan]:
     slots = parts.engine.settings.slots
     config, network = parts.config, parts.network
     batch = 4 * config.rollouts_per_step * (config.data.max_prompt_tokens + 2 * config.rollout.max_new_tokens)
-    tensor = parts.mesh.shape["tensor"]
+    tensor = parts.tensor
     decode = slots * network.vocab_size * 4 * 3 // tensor  # logits in float32, their sort keys and noise
     widest = f"decode {slots}"
     rows = [

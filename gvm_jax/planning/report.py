@@ -24,12 +24,14 @@ def show(plan: Plan, console: Console) -> None:
 
 
 def _header(plan: Plan) -> str:
-    parts = plan.parts
+    parts, settings = plan.parts, plan.parts.engine.settings
     parameters = sum(x.size for x in jax.tree.leaves(parts.model.abstract_params))
     mesh = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
     return (
         f"{parts.config.model.path}: {parameters / 1e9:.2f} G parameters, {parts.model.dtype.name}; "
-        f"{parts.topology.name}, {parts.topology.size} devices, mesh {mesh}; attention {parts.engine.kernels}"
+        f"{parts.topology.name}, {parts.topology.size} devices, mesh {mesh};\n"
+        f"{parts.replicas} rollout replicas of {parts.tensor} device(s) with {settings.slots} slots and "
+        f"{settings.num_pages} pages each, attention {parts.engine.kernels}"
     )
 
 
@@ -76,9 +78,10 @@ def cost_table(plan: Plan) -> Table:
 
 
 def collective_tables(plan: Plan, most: int = 8) -> list[Table]:
-    """The largest collectives of the train step and of the widest decode block."""
-    widest = f"decode {plan.parts.engine.settings.slots}"
-    return [_collectives(p, most) for p in plan.programs if p.name in ("train step", widest) and p.costs]
+    """The largest collectives of the train step and of the decode block that a step runs most."""
+    shown = "train step", f"decode {plan.parts.width}"
+    tables = [_collectives(p, most) for p in plan.programs if p.name in shown and p.costs]
+    return [table for table in tables if table.row_count]
 
 
 def _collectives(program: ProgramPlan, most: int) -> Table:

@@ -58,7 +58,7 @@ def search(
 
     Those that a formula says will fit are compiled, least tensor axis and largest micro-batch first: a tensor axis
     costs two reductions of activations a layer, a small micro-batch reads the weights more often. Of each the train
-    step and the widest decode block are compiled.
+    step and the decode block that a step runs most are compiled.
     """
     known = list(candidates(config, topology, num_prompts))
     likely = [c for c in known if c.guess <= 1.1 * topology.chip.hbm_bytes]
@@ -72,8 +72,7 @@ def search(
     plans = []
     for number, candidate in enumerate(chosen[:MOST], 1):
         show(f"{number}/{min(len(chosen), MOST)} {candidate.name}")
-        widest = f"decode {candidate.parts.engine.settings.slots}"
-        plan = make_plan(candidate.parts, workload, show, only=("train step", widest))
+        plan = make_plan(candidate.parts, workload, show, only=("train step", f"decode {candidate.parts.width}"))
         if plan.fits:
             plans.append((candidate, plan))
             show(f"  fits, {plan.step_seconds:.1f} s a step" if plan.step_seconds else "  fits")

@@ -124,13 +124,15 @@ class RolloutEngine:
             params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
             return unstack(params) if unstacked else params
 
-        all_replicas = replica_mesh(mesh, settings.tensor or mesh.shape["tensor"])
+        training_mesh, all_replicas = mesh, replica_mesh(mesh, settings.tensor or mesh.shape["tensor"])
         self._mesh = mesh = local_mesh(all_replicas)
         self.replicas = mesh.shape["data"]
         self._model = Model(model.config, model.dtype, stacked=not unstacked, weight_dtype="int8" if int8 else None)
         self._shardings = param_shardings(self._model, mesh)
         self._shardings_everywhere = param_shardings(self._model, all_replicas)
-        self._to_own_layout = jax.jit(convert, out_shardings=self._shardings_everywhere)
+        # Of devices in another order no program can make its results: they are moved after it.
+        in_order = list(all_replicas.devices.flat) == list(training_mesh.devices.flat)
+        self._to_own_layout = jax.jit(convert, out_shardings=self._shardings_everywhere if in_order else None)
         self._params = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
             jax.eval_shape(convert, model.abstract_params), self._shardings,
@@ -171,8 +173,7 @@ class RolloutEngine:
             self._compile()
         if self._own_layout:
             params = self._to_own_layout(params)
-        else:
-            params = jax.device_put(params, self._shardings_everywhere)
+        params = jax.device_put(params, self._shardings_everywhere)
         return Policy(self, jax.tree.map(on_local_mesh, params, self._shardings))
 
     def sample(self, params: Params, *args, **kwargs) -> Rollouts:

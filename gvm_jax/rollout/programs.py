@@ -59,10 +59,17 @@ class Programs:
         return cache
 
     def copy_pages(self, cache: Float[Array, "LP page KV2 D"], source: Int[Array, " S"], target: Int[Array, " S"]):
-        """The cache with pages `target` equal to pages `source`, in every layer."""
-        pages = self.attention.num_pages
-        first = jnp.arange(cache.shape[0] // pages)[:, None] * pages
-        return cache.at[first + target].set(cache[first + source])
+        """The cache with pages `target` equal to pages `source`, in every layer.
+
+        One after another: for a scatter a TPU's compiler lays the whole cache out anew.
+        """
+        by_layer = cache.reshape(-1, self.attention.num_pages, *cache.shape[1:])
+
+        def copy(i, by_layer):
+            page = jax.lax.dynamic_slice_in_dim(by_layer, source[i], 1, axis=1)
+            return jax.lax.dynamic_update_slice_in_dim(by_layer, page, target[i], axis=1)
+
+        return jax.lax.fori_loop(0, len(source), copy, by_layer).reshape(cache.shape)
 
     def decode(
         self, params: Params, cache: Float[Array, "LP page KV2 D"], batch: Batch, key: Key[Array, ""], temperature

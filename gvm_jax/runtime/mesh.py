@@ -40,7 +40,10 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
 
 
 def replica_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
-    """The mesh's devices, in their order, as replicas of `tensor` devices along the axis "data".
+    """The mesh's devices as replicas of `tensor` devices of one process along the axis "data".
+
+    The devices keep their order where it allows that; else they are put in order of their processes. A mesh follows
+    the chips' links, so neighbours in it may belong to different hosts.
 
     Raises:
       ConfigError: a replica would be left incomplete, or spread over processes.
@@ -51,6 +54,9 @@ def replica_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
             "or 0 for mesh.tensor"
         )
     replicas = mesh.devices.reshape(-1, 1, tensor)
+    if any(len({device.process_index for device in devices}) > 1 for devices in replicas[:, 0]):
+        order = np.argsort([device.process_index for device in mesh.devices.flat], kind="stable")
+        replicas = mesh.devices.reshape(-1)[order].reshape(-1, 1, tensor)
     for devices in replicas[:, 0]:
         processes = {device.process_index for device in devices}
         if len(processes) > 1:

@@ -22,6 +22,7 @@ from gvm_jax.planning.parts import build, replicated_arrays
 from gvm_jax.planning.planner import make_plan
 from gvm_jax.planning.report import summary
 from gvm_jax.planning.search import candidates, search
+from gvm_jax.runtime.mesh import replica_mesh
 
 TINY = pathlib.Path(__file__).parents[1] / "models/golden/tiny_untied"
 WORKLOAD = Workload(4, 8)
@@ -33,6 +34,9 @@ class OfTheCpu(Topology):
 
     def devices(self) -> list:
         return jax.devices()[: self.size]
+
+    def host(self) -> Topology:
+        return self
 
 
 def topology(size=4, memory=2**30) -> Topology:
@@ -50,6 +54,16 @@ def tiny_config(**mesh):
     config.gradient_norms.method = "update"
     config.mesh.data, config.mesh.fsdp, config.mesh.tensor = (mesh.get(axis, 1) for axis in ("data", "fsdp", "tensor"))
     return config
+
+
+@pytest.fixture
+def without_cache():
+    """A TPU's program cannot be read back from the persistent cache without a TPU."""
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    usual = getattr(jax.config, setting)
+    jax.config.update(setting, float("inf"))
+    yield
+    jax.config.update(setting, usual)
 
 
 @pytest.fixture(scope="module")
@@ -110,9 +124,72 @@ def test_every_program_is_planned(plan):
 
 def test_the_policy_is_held_while_sampling_and_dropped_before_the_update(plan):
     decode, train = plan.program("decode 8"), plan.program("train step")
-    assert decode.held["KV pages"] == plan.parts.engine.cache_bytes
+    assert plan.parts.replicas == plan.parts.engine.replicas == 4
+    assert decode.held["KV pages"] == plan.parts.engine.cache_bytes / 4
     assert decode.held["parameters"] == train.held["parameters"] > 0
     assert "KV pages" not in train.held and "rollout weights" not in train.held
+
+
+def test_replicas_share_the_samples(plan):
+    decode, prefill, copy = (plan.program(name) for name in ("decode 8", "prefill", "copy pages"))
+    assert decode.model_flops == program_flops(build(tiny_config(), topology(1), 100), "decode 8", WORKLOAD) * 4
+    assert (plan.runs(decode), plan.runs(prefill), plan.runs(copy)) == (1, 1, 1), "4 samples of 8 tokens a replica"
+    config = tiny_config(fsdp=4)
+    config.rollouts_per_step, config.prompts_per_step = 160, 128
+    for tensor, blocks in ((1, 5), (2, 10), (4, 20)):  # of 8 samples x 8 tokens
+        config.rollout.tensor = tensor
+        parts = build(config, topology(), 100)
+        more = dataclasses.replace(plan, parts=parts)
+        assert parts.replicas == 4 // tensor and more.runs(decode) == blocks
+        assert more.runs(prefill) == 2 * tensor  # 128 prompts of 4 tokens, 64 tokens at once
+        assert more.runs(copy) == blocks
+
+
+def test_slots_without_a_sample_shorten_nothing(plan):
+    """4 samples a replica: twice the slots leave the blocks as many, and a narrower batch is what a step runs."""
+    config = tiny_config(fsdp=4)
+    config.rollout.slots = 64
+    parts = build(config, topology(), 100)
+    assert parts.width == 8
+    many = dataclasses.replace(plan, parts=parts, workload=Workload(4, 64))
+    assert many.runs(plan.program("decode 8")) == 8
+    assert many.runs(dataclasses.replace(plan.program("decode 8"), name="decode 64")) == 0
+
+
+def test_a_replica_of_more_devices_holds_less_on_each():
+    held = {}
+    for tensor in (1, 2):
+        config = tiny_config(fsdp=4)
+        config.model.compute_dtype, config.rollout.tensor = "bfloat16", tensor
+        held[tensor] = build(config, topology(), 100).held()
+    assert held[2]["rollout weights"] == pytest.approx(held[1]["rollout weights"] / 2, rel=0.05)
+    assert held[2]["KV pages"] == held[1]["KV pages"] / 2
+
+
+def test_a_topology_has_hosts():
+    names = ["v5e:4x4", "v5e:2x2", "v5p:4x4x4", "v6e:2x4", "tpu7x:2x2x2", "h100:8"]
+    hosts = [Topology.parse(name).host() for name in names]
+    assert [(host.name, host.size) for host in hosts] == [
+        ("v5e:2x2", 4), ("v5e:2x2", 4), ("v5p:2x2x1", 4), ("v6e:2x2", 4), ("tpu7x:2x2x1", 8), ("h100:8", 8),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["v5e:4x4", "v5p:2x2x4", "v6e:2x4"])
+def test_a_hosts_chips_are_replicas_of_a_pod(name):
+    """libtpu's own hosts; the mesh follows the links, so its neighbours may sit in different ones."""
+    pytest.importorskip("libtpu", reason="topologies want libtpu: pip install '.[tpu]'")
+    whole = Topology.parse(name)
+    config = tiny_config(fsdp=whole.size)
+    config.rollouts_per_step, config.optimizer.micro_batch = 32, whole.size
+    config.model.compute_dtype, config.rollout.tensor = "bfloat16", 4
+    parts = build(config, whole, 100)
+    assert (parts.replicas, parts.engine.replicas) == (whole.size // 4, 1)
+    dealt = replica_mesh(parts.mesh, 4).devices[:, 0]
+    assert all(len({device.process_index for device in devices}) == 1 for devices in dealt)
+    assert {d.id for d in dealt.flat} == {d.id for d in parts.mesh.devices.flat}
+    config.rollout.tensor = 8
+    with pytest.raises(ConfigError, match=r"rollout\.tensor = 8 .*a divisor of a process's 4 devices"):
+        build(config, whole, 100)
 
 
 def test_state_halves_when_the_fsdp_axis_doubles():
@@ -150,6 +227,30 @@ def test_a_plan_that_does_not_fit_says_what_to_change(plan):
     text = "\n".join([*advice(tight), *summary(tight)])
     assert "does not fit: needs" in text and "--config." in text and "frees about" in text
     assert advice(plan) == [] and "fits: " in summary(plan)[-1]
+
+
+def test_advice_names_the_fields_of_the_rollouts():
+    config = tiny_config(fsdp=4)
+    config.model.compute_dtype = "bfloat16"
+    bf16 = make_plan(build(config, topology(), 100), WORKLOAD, only=("decode 8",))
+    held = bf16.programs[0].held
+    small = topology(memory=held["parameters"] + held["optimizer"] + held["KV pages"])
+    text = "\n".join(advice(dataclasses.replace(bf16, parts=dataclasses.replace(bf16.parts, topology=small))))
+    for field in ("--config.rollout.tensor=2 (now 1)", "--config.rollout.pages=", "--config.rollout.slots="):
+        assert field in text
+
+
+def test_pages_are_copied_in_place(without_cache):
+    """With the heads of Qwen2.5-Math-1.5B, whose cache a TPU's compiler likes to lay out in another way."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install '.[tpu]'")
+    config = tiny_config(fsdp=4)
+    config.model.compute_dtype, config.rollout.page_size, config.rollout.pages = "bfloat16", 64, 1024
+    network = dataclasses.replace(
+        Qwen2Config.from_folder(TINY), hidden_size=256, num_attention_heads=2, num_key_value_heads=2, head_dim=128
+    )
+    parts = build(config, Topology.parse("v5e:2x2"), 100, network)
+    compiled = parts.engine.lower()["copy pages"].compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < parts.held()["KV pages"] / 100
 
 
 def test_out_of_memory_at_compilation_is_an_answer(plan):

@@ -12,6 +12,7 @@ from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rollout.attention import resolve_attention
 from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
 
@@ -123,6 +124,25 @@ def test_device_count_changes_no_token(tiny, rollouts, test_mesh):
         other = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
         np.testing.assert_array_equal(other.tokens, rollouts.tokens)
         assert engine.stats.sampled_tokens == rollouts.response_lengths.sum()
+
+
+def test_replicas_may_have_the_devices_in_another_order(tiny, test_mesh, monkeypatch):
+    """As where neighbours in the mesh belong to different hosts."""
+
+    def dealt(mesh, tensor):
+        return jax.sharding.Mesh(mesh.devices.reshape(-1)[[0, 2, 1, 3]].reshape(-1, 1, tensor), mesh.axis_names)
+
+    mesh = test_mesh(fsdp=4)
+    model = Model(tiny[0].config, "bfloat16")
+    params = jax.device_put(tiny[1], param_shardings(model, mesh))
+
+    def sample():
+        engine = RolloutEngine(model, mesh, RolloutSettings(**SETTINGS, tensor=2), (1, 7, 8, 9))
+        return engine.sample(params, PROMPTS, IDS, COUNTS, KEY, 1.0)
+
+    expected = sample()
+    monkeypatch.setattr("gvm_jax.rollout.engine.replica_mesh", dealt)
+    np.testing.assert_array_equal(sample().tokens, expected.tokens)
 
 
 def test_replicas_share_the_work(tiny, test_mesh):
