@@ -16,14 +16,14 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 | 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 9.88 | 27.6 | 42 | 75 or 133 |
 | 8 of them, micro_batch 8 (estimate) | 2.16 | 9.88 | 12.5 | 7.5 | 75 or 133 |
 
-| | train step, s | decode block of 256 x 8 tokens, ms | whole step, s | sampled tokens/s a chip | operations / model's |
+| | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
 | v5e:4x4 | 151 | 93 | 175 | 2,990 | 1.39 |
 | v6e:2x4, micro_batch 8 | 136 | 47 | 160 | 6,550 | 1.39 |
 
-Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. A page holds 64 tokens, so 4,096 pages
-are 16 a slot: what samples of 1,024 tokens have on average while they run, their prompts shared. On one GPU and on v6e:2x4 add --config.optimizer.micro_batch=8 (with 16 the train step takes 186 s on v6e:2x4, and 1.42
-times the operations). The mesh fills itself (mesh.fsdp = -1).
+Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a slot;
+a sample that finds none free waits for one. On one GPU and on v6e:2x4 add --config.optimizer.micro_batch=8 (with 16 the
+train step takes 186 s on v6e:2x4, and 1.42 times the operations). The mesh fills itself (mesh.fsdp = -1).
 """
 
 from configs import default
