@@ -21,9 +21,10 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 | v5e:4x4 | 151 | 93 | 175 | 2,990 | 1.39 |
 | v6e:2x4, micro_batch 8 | 136 | 47 | 160 | 6,550 | 1.39 |
 
-Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a slot;
-a sample that finds none free waits for one. On one GPU and on v6e:2x4 add --config.optimizer.micro_batch=8 (with 16 the
-train step takes 186 s on v6e:2x4, and 1.42 times the operations). The mesh fills itself (mesh.fsdp = -1).
+Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a
+slot; where they run out, samples are put back and computed again (`rollout/preemptions`). On one GPU and on v6e:2x4 add
+--config.optimizer.micro_batch=8 (with 16 the train step takes 186 s on v6e:2x4, and 1.42 times the operations). The
+mesh fills itself (mesh.fsdp = -1).
 """
 
 from configs import default
