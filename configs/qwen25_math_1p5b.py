@@ -11,19 +11,20 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
-| v5e:4x4 | 1.08 | 2.80 | 4.07 | 5.18 | 15.75 |
-| v6e:2x4, micro_batch 8 | 2.16 | 2.98 | 5.48 | 8.76 | 31.25 |
-| 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 5.50 | 22.9 | 42 | 75 or 133 |
-| 8 of them (estimate) | 2.16 | 2.98 | 5.3 | 8.8 | 75 or 133 |
+| v5e:4x4 | 1.08 | 9.88 | 11.5 | 5.18 | 15.75 |
+| v6e:2x4, micro_batch 8 | 2.16 | 9.88 | 12.6 | 8.76 | 31.25 |
+| 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 9.88 | 27.6 | 42 | 75 or 133 |
+| 8 of them, micro_batch 8 (estimate) | 2.16 | 9.88 | 12.5 | 7.5 | 75 or 133 |
 
-| | train step, s | decode block of 64 x 8 tokens, ms | whole step, s | sampled tokens/s a chip | operations / model's |
+| | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
-| v5e:4x4 | 151 | 18.4 | 459 | 1,143 | 1.39 |
-| v6e:2x4, micro_batch 8 | 136 | 9.0 | 286 | 3,671 | 1.39 |
+| v5e:4x4 | 151 | 93 | 175 | 2,990 | 1.39 |
+| v6e:2x4, micro_batch 8 | 136 | 47 | 160 | 6,550 | 1.39 |
 
-Every chip decodes the same 64 sequences while rollouts are not split over mesh.fsdp, so most of the step is decoding.
-On one GPU and on v6e:2x4 add --config.optimizer.micro_batch=8 (with 16 the train step takes 186 s on v6e:2x4, and 1.42
-times the operations). The mesh fills itself (mesh.fsdp = -1).
+Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a
+slot; where they run out, samples are put back and computed again (`rollout/preemptions`). On one GPU and on v6e:2x4 add
+--config.optimizer.micro_batch=8 (with 16 the train step takes 186 s on v6e:2x4, and 1.42 times the operations). The
+mesh fills itself (mesh.fsdp = -1).
 """
 
 from configs import default
@@ -39,8 +40,8 @@ def get_config(arg: str = "gvm_raft"):
     config.evaluation.path = "HuggingFaceH4/MATH-500"
     config.evaluation.prompts = 500
     config.rollout.page_size = 64
-    config.rollout.pages = 1536
-    config.rollout.slots = 64
+    config.rollout.pages = 4096
+    config.rollout.slots = 256
     config.rollout.prefill_tokens = 2048
     config.gradient_norms.method = "update"
     config.optimizer.micro_batch = 16

@@ -5,21 +5,23 @@
 Arguments: `gvm_raft` (default), `raft`, `gvm_grpo`, `grpo`; they differ in the algorithm and the allocation only.
 
     python -m gvm_jax.plan --config=configs/qwen25_math_7b.py --topology=v5p:4x4x4 --data_rows=900000
+    python -m gvm_jax.plan --config=configs/qwen25_math_7b.py --topology=v5e:8x8 --config.rollout.tensor=4
 
 says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tokens a sample, least times all):
 
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
-| v5p:4x4x4 | 1.33 | 5.47 | 7.16 | 10.66 | 95.74 |
-| v5e:8x8 | 1.33 | 5.47 | 7.14 | 9.53 | 15.75 |
-| 8 H100 80 GB or H200, micro_batch 16 (estimate) | 10.6 | 7.02 | 17.8 | 31 | 75 or 133 |
+| v5p:4x4x4 | 1.33 | 28.2 | 30.6 | 10.66 | 95.74 |
+| v5e:8x8, rollout.tensor 4 | 1.33 | 7.05 | 8.7 | 9.53 | 15.75 |
+| 8 H100 80 GB or H200, micro_batch 16 (estimate) | 10.6 | 28.2 | 39.3 | 31 | 75 or 133 |
 
-| | train step, s | decode block of 64 x 8 tokens, ms | whole step, s | sampled tokens/s a chip | operations / model's |
+| | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
-| v5p:4x4x4 | 64 | 16.7 | 345 | 380 | 1.28 |
-| v5e:8x8 | 150 | 33.5 | 712 | 184 | 1.28 |
+| v5p:4x4x4 | 64 | 62 (128 samples a chip) | 72 | 1,820 | 1.28 |
+| v5e:8x8, rollout.tensor 4 | 150 | 63 (256 samples on 4 chips) | 166 | 788 | 1.28 |
 
-Every chip decodes the same 64 sequences while rollouts are not split over mesh.fsdp, so most of the step is decoding.
+A replica holds 14.2 GiB of weights in bfloat16, more than a v5e has room for: there add --config.rollout.tensor=4, the
+chips of one host. On v5p each chip is a replica with 128 of the step's samples, half of its slots.
 One H200 does not hold it: parameters, moments and gradients are 142 GiB in float32 (8 GPUs: micro_batch=16).
 """
 
