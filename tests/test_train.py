@@ -219,6 +219,7 @@ def test_strategies_that_sample_in_rounds_or_choose_train(strategy, settings, tm
         (["--config.data.path=/nowhere.jsonl"], "data.path"),
         (["--config.rollouts_per_step=4"], "rollouts_per_step = 4: must be >= prompts_per_step"),
         (["--config.data.max_prompt_tokens=1"], "data.max_prompt_tokens"),
+        (["--config.rollout.max_new_tokens=300"], "24 + 300: must be at most 256, the max_position_embeddings"),
         (["--config.rollout.pages=3"], "rollout.pages = 3: cannot hold one sequence"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",

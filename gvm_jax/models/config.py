@@ -23,6 +23,7 @@ class Qwen2Config:
     rope_theta: float
     rms_norm_eps: float
     tie_word_embeddings: bool
+    max_position_embeddings: int = 32_768  # the longest sequence that it was made for; transformers' default
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> "Qwen2Config":
@@ -49,6 +50,7 @@ class Qwen2Config:
             "rope_theta": rope.get("rope_theta", 10_000.0),
             "rms_norm_eps": 1e-6,
             "tie_word_embeddings": False,
+            "max_position_embeddings": cls.max_position_embeddings,
         }
         values = {**defaults, **{name: value for name, value in raw.items() if value is not None}}
         if "head_dim" not in values and isinstance(values.get("hidden_size"), int):

@@ -93,8 +93,8 @@ class Topology:
         except Exception as error:  # whatever the plugin raises
             reason = str(error).strip().splitlines()[0]
             raise ConfigError(
-                f"--topology={self.name}: libtpu does not give it ({reason}); pip install 'jax[tpu]', and use a shape "
-                f"that is sold, {self.chip.shape}"
+                f"--topology={self.name}: libtpu does not give it ({reason}); pip install -e '.[tpu]' in the "
+                f"checkout if libtpu is not there, and use a shape that is sold, {self.chip.shape}"
             ) from error
         if len(devices) != self.size:
             raise ConfigError(

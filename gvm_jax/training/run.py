@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
+from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, PromptStream, build_prompts, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
@@ -74,6 +75,12 @@ class Run:
         self.tokenizer = load_tokenizer(str(folder))
         stop_ids = stop_token_ids(self.tokenizer, str(folder), config.rollout.stop_tokens)
         settings = RolloutSettings.from_config(config)
+        if settings.max_tokens > network.max_position_embeddings:
+            raise ConfigError(
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {settings.max_prompt_tokens} + "
+                f"{settings.max_new_tokens}: must be at most {network.max_position_embeddings}, the "
+                f"max_position_embeddings of {folder}/config.json"
+            )
         Allocator.from_config(config.allocation)  # its fields must suit the strategy
         rewards = config.rewards
         self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
