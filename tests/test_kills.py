@@ -18,7 +18,7 @@ import pytest
 from gvm_jax.runtime.metrics import read_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
-KILLS = int(os.environ.get("GVM_JAX_KILLS", "5"))
+KILLS = int(os.environ.get("GVM_JAX_KILLS", "3"))
 STEPS = max(4, 3 * KILLS // 2)
 OVERRIDES = {
     "steps": STEPS,
