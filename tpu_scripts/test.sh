@@ -7,4 +7,5 @@ activate_environment test
 cd "${root:?}"
 ruff check .
 ruff format --check .
-exec python -m pytest "$@"
+# By whole files, so that a worker compiles a file's programs once.
+exec python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile "$@"

@@ -170,8 +170,9 @@ def test_a_broken_checkpoint_is_set_aside_loudly_for_the_one_before(two_steps, c
     with caplog.at_level(logging.ERROR, logger="absl"):
         state, extra, step = checkpointer.restore(abstract(STATE))
     assert (step, extra) == (1, {"step": 1}) and bits(state) == bits(jax.tree.map(lambda x: x + 1, STATE))
-    (record,) = (record for record in caplog.records if record.levelno == logging.ERROR)
-    assert "STEP 2 IS BROKEN, GOING ON FROM STEP 1" in record.getMessage() and named in record.getMessage()
+    errors = (record.getMessage() for record in caplog.records if record.levelno == logging.ERROR)
+    (error,) = (error for error in errors if "STEP 2 IS BROKEN, GOING ON FROM STEP 1" in error)  # Orbax may log others
+    assert named in error
     assert (two_steps / "broken/2").is_dir()
     assert checkpointer.save(2, STATE, {"step": 2})
     checkpointer.close()
