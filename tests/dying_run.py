@@ -14,7 +14,7 @@ from orbax.checkpoint import CheckpointManager
 
 from gvm_jax import train
 from gvm_jax.rewards import MathGrader
-from gvm_jax.rollout.engine import Sampling
+from gvm_jax.rollout.policy import Sampling
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.metrics import MetricsWriter
 from gvm_jax.training.journal import Journal

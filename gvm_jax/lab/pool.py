@@ -26,7 +26,7 @@ from jaxtyping import Array, Bool, Float, Int
 from gvm_jax.config import ConfigError, diff
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
-from gvm_jax.rollout.engine import Policy
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import compiler_options

@@ -11,7 +11,8 @@ from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding
 from gvm_jax.planning.chips import Topology
-from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
 from gvm_jax.training.programs import StepPrograms
 

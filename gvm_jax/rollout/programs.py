@@ -5,9 +5,11 @@ to every call. Each replica runs them on its own sequences, inside a `jax.shard_
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int, Key
 
@@ -15,6 +17,7 @@ from gvm_jax.models.logprobs import select_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.attention import PagedAttention, Tiles
 from gvm_jax.rollout.sampling import sample_key, sample_tokens
+from gvm_jax.rollout.settings import RolloutSettings
 
 
 @struct.dataclass
@@ -110,3 +113,19 @@ class Programs:
         start = (jnp.int32(0), any_live(batch.position), cache, batch.token, batch.position, *empty)
         _, _, cache, _, _, tokens, logprobs = jax.lax.while_loop(unfinished, step, start)
         return cache, tokens, logprobs
+
+
+@dataclasses.dataclass
+class CompiledPrograms:
+    """The programs on a process's replicas; arguments and results have the replica as first axis, but for `params`.
+
+    `prefill` and `decode` are called with the parameters and the cache, `copy_pages` with the cache; all donate it.
+    """
+
+    settings: RolloutSettings
+    replicas: int
+    stop_ids: Int[np.ndarray, " n"]
+    new_cache: Callable
+    prefill: Callable
+    copy_pages: Callable
+    decode: dict[int, Callable]  # by width

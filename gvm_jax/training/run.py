@@ -16,8 +16,10 @@ from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding, param_shardings, replicated
 from gvm_jax.models.weights import check_weights, load_params
 from gvm_jax.rewards import MathGrader, Status, VerifierFailure
-from gvm_jax.rollout.engine import Policy, RolloutEngine, RolloutSettings, SampleStats
+from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime import processes
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import describe_devices, make_mesh, put, resolve_compute_dtype
@@ -244,7 +246,7 @@ class Run:
             scores = np.array([verdict.score for verdict in verdicts], np.float32)
             statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
             rows = processes.gather_rows((rollouts, scores, statuses))
-            return Graded(*rows, self.engine.stats).by_prompt()
+            return Graded(*rows, policy.stats).by_prompt()
 
 
 def _stop_together(error: Preempted | VerifierFailure | None) -> None:

@@ -14,7 +14,8 @@ from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model, segment_attention
 from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rollout.attention import resolve_attention
-from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.settings import RolloutSettings
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "models/golden"
 SETTINGS = dict(
@@ -46,8 +47,13 @@ def engine(tiny, mesh):
 
 
 @pytest.fixture(scope="module")
-def rollouts(engine, tiny):
-    return engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+def policy(engine, tiny):
+    return engine.load(tiny[1])
+
+
+@pytest.fixture(scope="module")
+def rollouts(policy):
+    return policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
 
 
 def test_rows_are_the_prompts_in_order_with_their_counts(rollouts):
@@ -93,21 +99,21 @@ def test_behaviour_logprobs_equal_a_dense_forward_pass(rollouts, tiny):
     ids=str,
 )
 def test_layout_changes_no_token(tiny, mesh, rollouts, changes):
-    other = engine_of(tiny, mesh, **changes).sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+    other = engine_of(tiny, mesh, **changes).load(tiny[1]).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(other.tokens, rollouts.tokens)
     np.testing.assert_allclose(other.logprobs, rollouts.logprobs, atol=2e-5)
 
 
-def test_permuting_the_prompts_permutes_the_rollouts(engine, tiny, rollouts):
+def test_permuting_the_prompts_permutes_the_rollouts(policy, rollouts):
     order = np.array([4, 0, 6, 2, 5, 1, 3])
-    other = engine.sample(tiny[1], [PROMPTS[i] for i in order], IDS[order], COUNTS[order], KEY, 1.0)
+    other = policy.sample([PROMPTS[i] for i in order], IDS[order], COUNTS[order], KEY, 1.0)
     rows = np.concatenate([np.flatnonzero(rollouts.group == i) for i in order])
     np.testing.assert_array_equal(other.tokens, rollouts.tokens[rows])
 
 
-def test_later_samples_continue_the_earlier_ones(engine, tiny, rollouts):
+def test_later_samples_continue_the_earlier_ones(policy, rollouts):
     """Pilots and fresh samples of one key are the samples of a single call."""
-    later = engine.sample(tiny[1], PROMPTS, IDS, np.maximum(COUNTS - 1, 0), KEY, 1.0, first_sample=1)
+    later = policy.sample(PROMPTS, IDS, np.maximum(COUNTS - 1, 0), KEY, 1.0, first_sample=1)
     first = np.cumsum(COUNTS) - COUNTS
     rest = np.setdiff1d(np.arange(COUNTS.sum()), first[COUNTS > 0])
     np.testing.assert_array_equal(later.tokens, rollouts.tokens[rest])
@@ -121,9 +127,10 @@ def test_device_count_changes_no_token(tiny, rollouts, test_mesh):
     for mesh, tensor, replicas in layouts:
         engine = engine_of(tiny, mesh, tensor=tensor, slots=2)
         assert engine.replicas == replicas
-        other = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+        policy = engine.load(tiny[1])
+        other = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
         np.testing.assert_array_equal(other.tokens, rollouts.tokens)
-        assert engine.stats.sampled_tokens == rollouts.response_lengths.sum()
+        assert policy.stats.sampled_tokens == rollouts.response_lengths.sum()
 
 
 def test_replicas_may_have_the_devices_in_another_order(tiny, test_mesh, monkeypatch):
@@ -138,7 +145,7 @@ def test_replicas_may_have_the_devices_in_another_order(tiny, test_mesh, monkeyp
 
     def sample():
         engine = RolloutEngine(model, mesh, RolloutSettings(**SETTINGS, tensor=2), (1, 7, 8, 9))
-        return engine.sample(params, PROMPTS, IDS, COUNTS, KEY, 1.0)
+        return engine.load(params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
 
     expected = sample()
     monkeypatch.setattr("gvm_jax.rollout.engine.replica_mesh", dealt)
@@ -149,9 +156,9 @@ def test_replicas_share_the_work(tiny, test_mesh):
     """Of 16 samples of one prompt, each of four replicas takes four: a quarter of the blocks of a single one."""
     blocks = []
     for mesh in (test_mesh(), test_mesh(data=4)):
-        engine = engine_of(tiny, mesh, stop_ids=(), slots=4)
-        engine.sample(tiny[1], PROMPTS[:1], IDS[:1], np.array([16]), KEY, 1.0)
-        blocks.append(engine.stats.decode_blocks)
+        policy = engine_of(tiny, mesh, stop_ids=(), slots=4).load(tiny[1])
+        policy.sample(PROMPTS[:1], IDS[:1], np.array([16]), KEY, 1.0)
+        blocks.append(policy.stats.decode_blocks)
     assert blocks == [16, 4]
 
 
@@ -171,9 +178,9 @@ def test_a_batch_narrows_as_samples_run_out(tiny, mesh, rollouts):
     engine = engine_of(tiny, mesh, slots=16)
     widths = []
     policy = engine.load(tiny[1])
-    engine._decode = {
+    engine.programs.decode = {
         w: lambda *args, w=w, program=program: (widths.append(w), program(*args))[1]
-        for w, program in engine._decode.items()
+        for w, program in engine.programs.decode.items()
     }
     found = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(found.tokens, rollouts.tokens)
@@ -196,22 +203,22 @@ def test_rounds_continue_a_running_call(engine, tiny, rollouts):
 
 
 def test_pressure_is_counted_and_changes_no_token(tiny, mesh, rollouts):
-    tight = engine_of(tiny, mesh, pages=14)
-    found = tight.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
+    tight = engine_of(tiny, mesh, pages=14).load(tiny[1])
+    found = tight.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(found.tokens, rollouts.tokens)
     assert tight.stats.preemptions > 0
     assert tight.stats.prefill_tokens > sum(len(p) - 1 for p, n in zip(PROMPTS, COUNTS, strict=True) if n)
 
 
-def test_the_cost_of_a_prompt_does_not_depend_on_its_samples(engine, tiny):
+def test_the_cost_of_a_prompt_does_not_depend_on_its_samples(policy):
     for n in (1, 6, 30):
-        engine.sample(tiny[1], PROMPTS, IDS, np.full(7, n), KEY, 1.0)
-        assert engine.stats.prefill_tokens == sum(len(prompt) - 1 for prompt in PROMPTS)
+        policy.sample(PROMPTS, IDS, np.full(7, n), KEY, 1.0)
+        assert policy.stats.prefill_tokens == sum(len(prompt) - 1 for prompt in PROMPTS)
 
 
-def test_stats_account_for_the_call(engine, tiny, rollouts):
-    again = engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0)
-    stats = engine.stats
+def test_stats_account_for_the_call(policy):
+    again = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+    stats = policy.stats
     assert stats.sampled_tokens == again.response_lengths.sum() and stats.preemptions == 0
     parts = stats.prefill_seconds + stats.decode_seconds + stats.idle_seconds
     assert 0 < parts <= stats.seconds * 1.001 and parts == pytest.approx(stats.seconds, rel=0.05, abs=0.01)
@@ -222,7 +229,7 @@ def test_int8_weights_sample_a_policy_near_the_float_one(tiny, mesh):
     """Behaviour log-probs are those of the rounded weights: near, not equal, to the float model's."""
     model, params, _ = tiny
     engine = engine_of(tiny, mesh, weight_dtype="int8")
-    found = engine.sample(params, PROMPTS, IDS, COUNTS, KEY, 1.0)
+    found = engine.load(params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     args = found.tokens, found.prompt_lengths, found.response_lengths, 12, 1.0, 5
     rounded = Model(model.config, weight_dtype="int8")
     np.testing.assert_allclose(found.logprobs, response_logprobs(rounded.bind(quantize(params)), *args), atol=5e-5)
@@ -245,7 +252,7 @@ def test_bfloat16_weights_are_cast_and_laid_out_by_layer(tiny, mesh):
 
 def test_greedy_samples_agree_and_follow_the_argmax(engine, tiny):
     model, params, _ = tiny
-    greedy = engine.sample(params, PROMPTS[3:4], IDS[3:4], np.array([2]), KEY, 0.0)
+    greedy = engine.load(params).sample(PROMPTS[3:4], IDS[3:4], np.array([2]), KEY, 0.0)
     np.testing.assert_array_equal(greedy.tokens[0], greedy.tokens[1])
     tokens = greedy.tokens[:1]
     positions = np.arange(tokens.shape[1])[None]
@@ -255,9 +262,9 @@ def test_greedy_samples_agree_and_follow_the_argmax(engine, tiny):
     np.testing.assert_array_equal(greedy.response(0), likeliest[begin : begin + greedy.response_lengths[0]])
 
 
-def test_finished_samples_are_reported_once_as_they_end(engine, tiny, rollouts):
+def test_finished_samples_are_reported_once_as_they_end(policy, rollouts):
     seen = {}
-    engine.sample(tiny[1], PROMPTS, IDS, COUNTS, KEY, 1.0, on_finished=lambda row, r: seen.update({row: r}))
+    policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0, on_finished=lambda row, r: seen.update({row: r}))
     assert sorted(seen) == list(range(COUNTS.sum()))
     for row, response in seen.items():
         np.testing.assert_array_equal(response, rollouts.response(row))
@@ -278,7 +285,7 @@ def test_an_interruption_leaves_the_engine_usable(engine, tiny, rollouts):
     np.testing.assert_array_equal(again.tokens, rollouts.tokens)
 
 
-def test_bad_input_is_named(tiny, mesh, engine):
+def test_bad_input_is_named(tiny, mesh, policy):
     with pytest.raises(ValueError, match=r"rollout.pages = 9: cannot hold one sequence .* at least 10"):
         engine_of(tiny, mesh, pages=9)
     with pytest.raises(ConfigError, match=r"rollout.tensor = 3: does not divide the 1 devices"):
@@ -290,7 +297,7 @@ def test_bad_input_is_named(tiny, mesh, engine):
     assert [resolve_attention("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["xla", "xla", "tpu"]
     for length in (1, 21):
         with pytest.raises(ValueError, match=f"prompt 0 has {length} tokens"):
-            engine.sample(tiny[1], [np.zeros(length, np.int32)], IDS[:1], COUNTS[:1], KEY, 1.0)
+            policy.sample([np.zeros(length, np.int32)], IDS[:1], COUNTS[:1], KEY, 1.0)
 
 
 @pytest.mark.slow
@@ -302,9 +309,8 @@ def test_decoding_takes_little_memory_beside_the_cache(mesh):
     )  # fmt: skip
     settings = RolloutSettings(max_prompt_tokens=256, max_new_tokens=400, slots=64, page_size=32)
     engine = RolloutEngine(Model(config), mesh, settings, (1,))
-    engine._compile()
     assert engine.cache_bytes == 24 * settings.num_pages * 32 * 2 * 2 * 64 * 4
-    for program in engine._decode.values():
+    for program in engine.programs.decode.values():
         memory = program.memory_analysis()
         assert memory.alias_size_in_bytes >= engine.cache_bytes
         assert memory.temp_size_in_bytes < 0.1 * engine.cache_bytes
@@ -317,6 +323,6 @@ def test_real_greedy_tokens_equal_transformers(qwen25, mesh):
     prompts = [golden[f"prompt_{i}"] for i in range(5)]
     settings = RolloutSettings(max_prompt_tokens=64, max_new_tokens=64, slots=5, page_size=16)
     engine = RolloutEngine(model, mesh, settings, stop_ids=())
-    greedy = engine.sample(params, prompts, np.arange(5), np.ones(5, np.int32), KEY, 0.0)
+    greedy = engine.load(params).sample(prompts, np.arange(5), np.ones(5, np.int32), KEY, 0.0)
     for i in range(5):
         np.testing.assert_array_equal(greedy.response(i), golden[f"greedy_{i}"])

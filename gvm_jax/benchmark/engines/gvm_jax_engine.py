@@ -17,7 +17,8 @@ class GvmJax:
         from gvm_jax.models.qwen2 import Model
         from gvm_jax.models.sharding import param_shardings
         from gvm_jax.models.weights import load_params
-        from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+        from gvm_jax.rollout.engine import RolloutEngine
+        from gvm_jax.rollout.settings import RolloutSettings
         from gvm_jax.runtime.keys import run_key
         from gvm_jax.runtime.mesh import describe_devices, make_mesh
 
@@ -33,8 +34,8 @@ class GvmJax:
             max_prompt_tokens=max(map(len, workload["prompts"])), max_new_tokens=workload["max_new_tokens"], **settings
         )
         self._prompts = [np.array(prompt, np.int32) for prompt in workload["prompts"]]
-        self._engine = RolloutEngine(model, mesh, settings, workload["stop_ids"])
-        self._policy = self._engine.load(load_params(model, folder, param_shardings(model, mesh)))
+        engine = RolloutEngine(model, mesh, settings, workload["stop_ids"])
+        self._policy = engine.load(load_params(model, folder, param_shardings(model, mesh)))
         self._workload, self._key = workload, run_key
         self.configured = f"computed in {workload['dtype']}, {settings}, {describe_devices()}"
 
@@ -53,7 +54,7 @@ class GvmJax:
             self._key(seed, "rollouts", 0),
             self._workload["temperature"],
         )
-        stats = dataclasses.asdict(self._engine.stats)
+        stats = dataclasses.asdict(self._policy.stats)
         return {
             "lengths": rollouts.response_lengths.tolist(),
             "prefill_seconds": stats["prefill_seconds"],

@@ -9,7 +9,8 @@ import pytest
 
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.rollout.engine import RolloutEngine, RolloutSettings
+from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.settings import RolloutSettings
 
 TINY = pathlib.Path(__file__).parents[2] / "models/golden/tiny_untied"
 
@@ -25,11 +26,11 @@ def test_the_engine_compiles_for_tpu(tpu_mesh, without_cache, attention, weight_
     settings = RolloutSettings(100, 60, 16, 32, attention=attention, weight_dtype=weight_dtype)
     engine = RolloutEngine(Model(config, jnp.bfloat16), tpu_mesh, settings, (1,))
     assert engine.kernels == {"auto": "tpu"}.get(attention, attention)
-    engine._compile()
+    programs = engine.programs
     local = engine.cache_bytes // engine.replicas // 2
     assert engine.replicas in (2, 4), "those of one host: of 4 or 8 chips"
     assert local * 2 == config.num_hidden_layers * settings.num_pages * 32 * 4 * 128 * 2
-    for program in (engine._prefill, *engine._decode.values()):
+    for program in (programs.prefill, *programs.decode.values()):
         assert "tpu_custom_call" in program.as_text()
         assert program.memory_analysis().alias_size_in_bytes >= local
     assert jax.default_backend() == "cpu"
