@@ -50,6 +50,16 @@ def compilations() -> list[str]:
     return _LOWERED
 
 
+@pytest.fixture
+def without_cache():
+    """Keeps programs out of the persistent cache: a TPU's cannot be read back without a TPU."""
+    setting = "jax_persistent_cache_min_compile_time_secs"
+    usual = getattr(jax.config, setting)
+    jax.config.update(setting, float("inf"))
+    yield
+    jax.config.update(setting, usual)
+
+
 @pytest.fixture(scope="session")
 def tiny():
     """(model, params, folder) of the random tiny Qwen2 with untied embeddings."""

@@ -56,16 +56,6 @@ def tiny_config(**mesh):
     return config
 
 
-@pytest.fixture
-def without_cache():
-    """A TPU's program cannot be read back from the persistent cache without a TPU."""
-    setting = "jax_persistent_cache_min_compile_time_secs"
-    usual = getattr(jax.config, setting)
-    jax.config.update(setting, float("inf"))
-    yield
-    jax.config.update(setting, usual)
-
-
 @pytest.fixture(scope="module")
 def plan():
     lines = []

@@ -24,16 +24,6 @@ def tpu_mesh(request):
 
 
 @pytest.fixture
-def without_cache():
-    """Keeps programs out of the persistent cache: a TPU's cannot be read back without a TPU."""
-    setting = "jax_persistent_cache_min_compile_time_secs"
-    usual = getattr(jax.config, setting)
-    jax.config.update(setting, float("inf"))
-    yield
-    jax.config.update(setting, usual)
-
-
-@pytest.fixture
 def compile_layers(tpu_mesh, without_cache):
     """Compiles `step(q, cache, layer, *others)` for TPUs in a scan over two layers that carries the cache.
 
