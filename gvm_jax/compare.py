@@ -16,9 +16,10 @@ import time
 from collections.abc import Callable, Sequence
 
 import jax
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from absl import flags, logging
+from ml_collections import ConfigDict
 
+from gvm_jax import command
 from gvm_jax.config import ConfigError
 from gvm_jax.data import DataError
 from gvm_jax.lab import comparison_report
@@ -28,7 +29,7 @@ from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
 from gvm_jax.runtime.workdir import claim_workdir
-from gvm_jax.train import default_workdir, parse_flags, train  # --config and --workdir are defined there
+from gvm_jax.train import train
 
 _STRATEGIES = flags.DEFINE_list(
     "strategies", None, "Entries; the first is the baseline. Default: uniform and the config's.", allow_override=True
@@ -124,22 +125,17 @@ def report(jobs: Sequence[Job], variants: Sequence[Variant], name: str, workdir:
     return comparison_report.write(workdir, name, variants, curves, seeds, target)
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Parse flags, train, report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not pathlib.Path(config_path.partition(":")[0]).is_file():
-        sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
-    config, name = flags.FLAGS.config, default_workdir(config_path).name
-    workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/compare-{name}")
+    config, name = command.config(), command.config_name()
+    workdir = pathlib.Path(command.workdir("compare-"))
     logging.set_verbosity(logging.WARNING)
     if jax.config.jax_compilation_cache_dir is None:
         jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
     try:
-        if "://" in (flags.FLAGS.workdir or ""):
-            raise ConfigError(f"--workdir={flags.FLAGS.workdir}: a comparison's must be a folder of the file system")
+        if "://" in (command.given_workdir() or ""):
+            raise ConfigError(f"--workdir={command.given_workdir()}: a comparison's must be a local folder")
         if _TARGET.value is not None and not 0 < _TARGET.value <= 1:
             raise ConfigError(f"--target={_TARGET.value}: must be an accuracy, above 0 and at most 1")
         own = config.allocation.strategy
@@ -166,5 +162,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    command.run(main)

@@ -5,14 +5,13 @@ takes of a chip's memory, what it costs, and what to change where it does not fi
 2 the question is wrong. `--search` looks for the fastest mesh and micro-batch that fit. GPUs are estimated.
 """
 
-import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 from rich.console import Console
 
+from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.models.config import ModelError
 from gvm_jax.planning import report
@@ -21,9 +20,8 @@ from gvm_jax.planning.model_flops import Workload
 from gvm_jax.planning.parts import build
 from gvm_jax.planning.planner import make_plan
 from gvm_jax.planning.search import search
-from gvm_jax.train import parse_flags  # --config is defined there
 
-FITS, DOES_NOT_FIT, WRONG = 0, 1, 2
+FITS, DOES_NOT_FIT = 0, 1  # and 2 for wrong flags
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices to plan for, such as v5e:4x4, v5p:4x4x4 or h100:8.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest mesh and micro-batch that fit.")
@@ -68,13 +66,8 @@ def plan(config, topology: Topology, console: Console) -> int:
     return FITS
 
 
-def main(argv) -> None:
+def main() -> None:
     """Parse flags, plan, exit."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not pathlib.Path(config_path.partition(":")[0]).is_file():
-        _fail(f"--config={config_path}: no such file; name one of configs/ or one of your own")
     logging.set_verbosity(logging.ERROR)
     try:
         topology = Topology.parse(_TOPOLOGY.value)
@@ -83,17 +76,11 @@ def main(argv) -> None:
             jax.config.update("jax_num_cpu_devices", topology.size)
         # A TPU's programs cannot be read back from a persistent cache without a TPU.
         jax.config.update("jax_enable_compilation_cache", False)
-        status = plan(flags.FLAGS.config, topology, Console(width=max(160, Console().width)))
+        status = plan(command.config(), topology, Console(width=max(160, Console().width)))
     except (ConfigError, ModelError, OSError) as error:
-        _fail(str(error))
+        command.fail(str(error))
     sys.exit(status)
 
 
-def _fail(message: str) -> None:
-    print(f"error: {message}", file=sys.stderr)
-    sys.exit(WRONG)
-
-
 if __name__ == "__main__":
-    flags.mark_flags_as_required(["config", "topology"])
-    app.run(main, flags_parser=parse_flags)
+    command.run(main, required=["config", "topology"])

@@ -94,6 +94,10 @@ def _save(figure, path: pathlib.Path) -> pathlib.Path:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or not (epath.Path(sys.argv[1]) / "config.json").exists():
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
         sys.exit("usage: python -m gvm_jax.report WORKDIR (the folder of a run)")
+    if not (epath.Path(sys.argv[1]) / "config.json").exists():
+        sys.exit(
+            f"error: {sys.argv[1]}: is not the folder of a run, which has a config.json; give a --workdir of training"
+        )
     show(epath.Path(sys.argv[1]))

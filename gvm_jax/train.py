@@ -5,16 +5,14 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 
 import dataclasses
 import os
-import pathlib
 import sys
 
 import jax
 import numpy as np
-from absl import app, flags, logging
+from absl import logging
 from etils import epath
-from ml_collections import config_flags
 
-from gvm_jax import report
+from gvm_jax import command, report
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
@@ -25,11 +23,6 @@ from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
-
-_CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder or gs://BUCKET/FOLDER of the run; default runs/NAME-ARGUMENT of the config file."
-)
 
 
 def train(config, workdir: os.PathLike[str]) -> None:
@@ -99,54 +92,28 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, 
         raise
 
 
-def default_workdir(config_path: str) -> pathlib.Path:
-    """`configs/quickstart.py:raft` -> `runs/quickstart-raft`."""
-    path, _, argument = config_path.partition(":")
-    name = pathlib.Path(path).stem
-    return pathlib.Path("runs") / (f"{name}-{argument}" if argument else name)
-
-
 def next_command(config_path: str) -> str:
     """The run to compare this one with: the same config with or without variance-minimising counts."""
     path, _, argument = config_path.partition(":")
     other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
     overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
-    if _WORKDIR.value:
-        overrides.append(f"--workdir={_WORKDIR.value.rstrip('/')}-{other}")
+    if workdir := command.given_workdir():
+        overrides.append(f"--workdir={workdir.rstrip('/')}-{other}")
     return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parse flags; an unknown config field ends with one line."""
-    try:
-        return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
-        while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
-            error = error.args[0]
-        reason = " ".join(str(error.args[0]).split())
-        sys.exit(f"error: a --config.FIELD flag names no field: {reason} (configs/default.py lists the fields)")
-    except OSError as error:  # relative paths are relative to the folder it is run from
-        sys.exit(f"error: --config: {str(error).splitlines()[-1].strip()}; name a file of configs/ or one of your own")
-
-
-def main(argv) -> None:
+def main() -> None:
     """Parse flags, train, report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not pathlib.Path(config_path.partition(":")[0]).is_file():
-        sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
-    config = _CONFIG.value
-    workdir = epath.Path(_WORKDIR.value) if _WORKDIR.value else default_workdir(config_path)
+    config = command.config()
     logging.set_verbosity(logging.WARNING)
     try:
         with distributed.start(config.distributed):
-            run_and_report(config, config_path, workdir)
+            run_and_report(config, epath.Path(command.workdir()))
     except (ConfigError, OSError) as error:  # of the start; the others are caught inside, where all processes hear them
         sys.exit(f"error: {error}")
 
 
-def run_and_report(config, config_path: str, workdir: pathlib.Path) -> None:
+def run_and_report(config, workdir: os.PathLike[str]) -> None:
     """Train and show what came of it; errors that a user can mend end with one line."""
     try:
         train(config, workdir)
@@ -157,9 +124,8 @@ def run_and_report(config, config_path: str, workdir: pathlib.Path) -> None:
         sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
         report.show(workdir)
-        print(f"next        {next_command(config_path)}")
+        print(f"next        {next_command(command.config_path())}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    command.run(main)

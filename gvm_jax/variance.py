@@ -13,9 +13,9 @@ import pathlib
 import sys
 
 import jax
-from absl import app, flags, logging
-from ml_collections import config_flags
+from absl import flags, logging
 
+from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError
 from gvm_jax.lab import variance_report
@@ -25,7 +25,6 @@ from gvm_jax.models.config import ModelError
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.checkpoint import restore_subtree
-from gvm_jax.train import default_workdir, parse_flags  # --config and --workdir are defined there
 from gvm_jax.training.run import Run, describe_run
 
 DEFAULT = (
@@ -83,21 +82,14 @@ def load_policy(run: Run, checkpoint: str | None) -> tuple[Params, int]:
     return restore_subtree(checkpoint, "params", run.abstract_state.params)
 
 
-def main(argv) -> None:
+def main() -> None:
     """Parse flags, study, report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
-    config_path = config_flags.get_config_filename(flags.FLAGS["config"])
-    if not pathlib.Path(config_path.partition(":")[0]).is_file():
-        sys.exit(f"error: --config={config_path}: no such file; name one of configs/ or one of your own")
-    workdir = pathlib.Path(flags.FLAGS.workdir or f"runs/variance-{default_workdir(config_path).name}")
     logging.set_verbosity(logging.WARNING)
     try:
-        study(flags.FLAGS.config, workdir, _STRATEGIES.value or list(DEFAULT))
+        study(command.config(), pathlib.Path(command.workdir("variance-")), _STRATEGIES.value or list(DEFAULT))
     except (ConfigError, DataError, ModelError, VerifierFailure, OSError) as error:
         sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("config")
-    app.run(main, flags_parser=parse_flags)
+    command.run(main)

@@ -9,10 +9,9 @@ import signal
 import sys
 import threading
 
-from absl import app, flags
 from orbax.checkpoint import CheckpointManager
 
-from gvm_jax import train
+from gvm_jax import command, train
 from gvm_jax.rewards import MathGrader
 from gvm_jax.rollout.policy import Sampling
 from gvm_jax.runtime.checkpoint import Checkpointer
@@ -74,5 +73,4 @@ if __name__ == "__main__":
 
         setattr(owner, name, counted)
     sys.argv[1:3] = []
-    flags.mark_flag_as_required("config")
-    app.run(train.main, flags_parser=train.parse_flags)
+    command.run(train.main)

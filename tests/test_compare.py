@@ -129,7 +129,6 @@ def run_command(*arguments):
         (["--target=1.5"], "error: --target=1.5: must be an accuracy"),
         (["--config.evaluation.path="], "error: evaluation.path = '': a comparison needs held-out problems"),
         (["--config.rollouts_per_step=4"], "error: uniform: rollouts_per_step = 4: must be >= prompts_per_step"),
-        (["--config.rollout.page_siz=8"], "page_siz"),
         (["--sweep=allocation.gamma:1"], "error: gvm:allocation.gamma=1: unknown field 'allocation.gamma'"),
     ],
     ids=lambda x: x[0] if isinstance(x, list) else "",
