@@ -18,7 +18,7 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 
 | | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
-| v5e:4x4 | 151 | 93 | 175 | 2,990 | 1.39 |
+| v5e:4x4 | 151 | 93 | 175 | 2,994 | 1.39 |
 | v6e:2x4, micro_batch 8 | 136 | 47 | 160 | 6,550 | 1.39 |
 
 Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a
