@@ -37,28 +37,88 @@ def select_logprobs(
 def hidden_states(
     model: Qwen2,
     tokens: Int[Array, "B L"],
-    prompt_lengths: Int[Array, " B"],
-    response_lengths: Int[Array, " B"],
+    positions: Int[Array, "B L"],
+    segments: Int[Array, "B L"],
     tap: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """Final hidden states of rows of prompt, response, padding; `tap` as in `Qwen2.__call__`."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    segments = (positions < (prompt_lengths + response_lengths)[:, None]).astype(jnp.int32)
+    """Final hidden states of rows of sequences side by side.
+
+    Args:
+      model: the network.
+      tokens: ids.
+      positions: of each token in its own sequence.
+      segments: numbers that are equal within a sequence; a token sees those before it of its own.
+      tap: as in `Qwen2.__call__`.
+    """
     return model(tokens, positions, segment_attention(segments), tap=tap)[0]
 
 
-def predictions(
+def token_logprobs(
+    model: Qwen2,
     hidden: Float[Array, "B L D"],
     tokens: Int[Array, "B L"],
-    prompt_lengths: Int[Array, " B"],
-    response_lengths: Int[Array, " B"],
-    offsets: Int[Array, " T"],
-) -> tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]]:
-    """The states that predict the response tokens at these offsets, the tokens, and which are inside the response."""
-    # The hidden state at position t predicts token t + 1; rows differ in where their response begins.
-    at = jnp.clip(prompt_lengths[:, None] + offsets, 1, tokens.shape[1] - 1)
-    states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-    return states, jnp.take_along_axis(tokens, at, axis=1), offsets < response_lengths[:, None]
+    wanted: Bool[Array, "B L"],
+    temperature: float,
+    chunk: int,
+) -> Float[Array, "B L"]:
+    """log π_T of the wanted tokens, 0 of the others.
+
+    The wanted tokens of a row are taken together, and logits exist for `chunk` of each row at a time, in the forward
+    and (recomputed) in the backward pass: [B, L, vocabulary] is never in memory, and tokens that are not wanted, those
+    of prompts say, cost nothing.
+
+    Args:
+      model: whose head turns states into logits.
+      hidden: states; that at position t predicts token t + 1.
+      tokens: ids.
+      wanted: which to predict; never a row's first.
+      temperature: T.
+      chunk: static.
+    """
+    most = tokens.shape[1] - 1
+    chunk = min(chunk, most)
+    steps = -(-most // chunk)
+    needed = wanted.sum(1).max()
+
+    def row_logprobs(kernel, hidden, tokens, wanted, needed):
+        order = 1 + jnp.argsort(~wanted[:, 1:], axis=1, stable=True)  # positions, the wanted ones first
+        order = jnp.pad(order, ((0, 0), (0, steps * chunk - most)), constant_values=1)
+        inside = jnp.arange(steps * chunk) < wanted.sum(1, keepdims=True)
+
+        @jax.checkpoint
+        def chunk_logprobs(part):
+            first, at, inside = part
+
+            def compute():
+                states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
+                chosen = jnp.take_along_axis(tokens, at, axis=1)
+                return jnp.where(inside, select_logprobs(model.head.logits(states, kernel), chosen, temperature), 0.0)
+
+            nothing = jnp.where(inside, 0.0, 0.0)  # zeros that vary over devices as `compute`'s result does
+            return jax.lax.cond(first < needed, compute, lambda: nothing)
+
+        def split(x):
+            return jnp.moveaxis(x.reshape(x.shape[0], steps, chunk), 1, 0)
+
+        found = jax.lax.map(chunk_logprobs, (jnp.arange(steps) * chunk, split(order), split(inside)))
+        found = jnp.moveaxis(found, 0, 1).reshape(tokens.shape[0], -1)
+        place = jnp.where(inside, order, tokens.shape[1])  # out of range: dropped
+        return jax.vmap(lambda values, at: jnp.zeros(tokens.shape[1]).at[at].set(values, mode="drop"))(found, place)
+
+    kernel, rows = model.head.kernel[...], (hidden, tokens, wanted)
+    if not model.splits(tokens.shape[0]):
+        return row_logprobs(kernel, *rows, needed)
+
+    def gather(kernel, *rows):
+        # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
+        kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
+        return row_logprobs(kernel.astype(jnp.float32), *rows)  # float32: in it the chunks' gradients are summed
+
+    split = model.rows.spec
+    return jax.shard_map(
+        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
+        out_specs=split, axis_names={*split[0]},
+    )(kernel, *rows, needed)  # fmt: skip
 
 
 def response_logprobs(
@@ -69,39 +129,16 @@ def response_logprobs(
     max_response: int,
     temperature: float,
     chunk: int,
-    hidden: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B T"]:
     """log π_T of every response token, T = max_response positions a row, 0 beyond the response.
 
-    A row of `tokens` is prompt, response, padding. Logits exist for `chunk` response positions at a time, in the
-    forward and (recomputed) in the backward pass, so [B, L, vocabulary] is never in memory. `hidden` is what
-    `hidden_states` gave for these rows, where it is known already.
+    A row of `tokens` is prompt, response, padding; `chunk` as for `token_logprobs`.
     """
-    if hidden is None:
-        hidden = hidden_states(model, tokens, prompt_lengths, response_lengths)
-    chunk = min(chunk, max_response)
-    steps = -(-max_response // chunk)
-
-    def row_logprobs(kernel, hidden, tokens, prompt_lengths, response_lengths):
-        @jax.checkpoint
-        def chunk_logprobs(offsets):
-            states, chosen, inside = predictions(hidden, tokens, prompt_lengths, response_lengths, offsets)
-            return jnp.where(inside, select_logprobs(model.head.logits(states, kernel), chosen, temperature), 0.0)
-
-        logprobs = jax.lax.map(chunk_logprobs, jnp.arange(steps * chunk).reshape(steps, chunk))  # [steps, B, chunk]
-        return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]
-
-    kernel, rows = model.head.kernel[...], (hidden, tokens, prompt_lengths, response_lengths)
-    if not model.splits(tokens.shape[0]):
-        return row_logprobs(kernel, *rows)
-
-    def gather(kernel, *rows):
-        # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
-        kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
-        return row_logprobs(kernel.astype(jnp.float32), *rows)  # float32: in it the chunks' gradients are summed
-
-    split = model.rows.spec
-    return jax.shard_map(
-        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 4), out_specs=split,
-        axis_names={*split[0]},
-    )(kernel, *rows)  # fmt: skip
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    begins, ends = prompt_lengths[:, None], (prompt_lengths + response_lengths)[:, None]
+    hidden = hidden_states(model, tokens, positions, (positions < ends).astype(jnp.int32))
+    wanted = (positions >= begins) & (positions < ends)
+    logprobs = token_logprobs(model, hidden, tokens, wanted, temperature, chunk)
+    offsets = jnp.arange(max_response)
+    at = jnp.minimum(begins + offsets, tokens.shape[1] - 1)
+    return jnp.where(offsets < response_lengths[:, None], jnp.take_along_axis(logprobs, at, axis=1), 0.0)
