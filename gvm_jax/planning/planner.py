@@ -8,7 +8,7 @@ import jax
 
 from gvm_jax.planning.compiled import CompiledProgram, compile_program
 from gvm_jax.planning.costs import Costs
-from gvm_jax.planning.model_flops import Workload, kernel_costs, program_flops
+from gvm_jax.planning.model_flops import Workload, kernel_costs, packed_share, program_flops, skipped_head_flops
 from gvm_jax.planning.parts import Parts, replicated_arrays
 
 STATE = ("parameters", "optimizer", "reference", "statistics")
@@ -99,12 +99,15 @@ class Plan:
     def runs(self, program: ProgramPlan) -> float:
         """How often a step runs it on a device, with every replica as busy as the others.
 
+        The train step and the pilot program skip empty micro-batches: their costs are those of samples that fill a row
+        each, and the share counts that shorter ones fill, packed.
+
         All slots are taken to be busy where there are samples enough: the narrower batches of a step's last and
         longest samples are left out.
         """
         parts, config, step = self.parts, self.parts.config, self.parts.steps.step
-        if program.name == "train step" or program.name == "pilot":
-            return 1.0
+        if program.name in ("train step", "pilot"):
+            return packed_share(parts, self.workload)
         if program.name == "prefill":
             prompts = config.prompts_per_step * (2 if step.pilot_rollouts else 1)
             return math.ceil(prompts * self.workload.prompt_tokens / (parts.replicas * config.rollout.prefill_tokens))
@@ -180,6 +183,8 @@ def _program_plan(parts: Parts, workload: Workload, compiled: CompiledProgram, c
     costs = compiled.costs
     if costs is not None:
         flops, read = kernel_costs(parts, name, workload)
+        if name == "train step":
+            flops -= skipped_head_flops(parts) / parts.topology.size
         costs = dataclasses.replace(costs, flops=costs.flops + flops, bytes=costs.bytes + read)
     return ProgramPlan(
         name, held, batch, temporaries, code, compiled.seconds, compiled.fits_alone, costs,

@@ -35,7 +35,8 @@ from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.training.packing import PackedRows, pack
 
 METHODS = ("gram", "vmap", "lm_head", "update")
-VOCABULARY_BLOCK = 2048  # tokens whose logits are held at once, of all response positions of a pass
+VOCABULARY_BLOCK = 2048  # tokens whose logits are held at once, of all positions of a pass
+PRODUCT_BLOCK = 512  # rows of the symmetric matrix of products that are computed together, up to their diagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,9 +295,9 @@ def prediction_errors(
     softmax, arXiv 1805.02867, algorithm 3), so no logit is computed twice. The target's own column is left out: the
     small error of a confident token is then a sum of small terms, and not a difference of large ones.
 
-    A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products; the norm of
-    the gradient itself, block by block, would want the logits twice, so 4·T·V·D, which is more as long as T < 2·D. In
-    memory are T logits for each token of a block, and the [T, T] products.
+    A row costs 2·T·V·D operations for the logits, as many for the pullback, and T²·V for half of the products, the
+    other half being the same; the norm of the gradient itself, block by block, would want the logits twice, so 4·T·V·D,
+    which is more as long as T < 4·D. In memory are T logits for each token of a block, and the [T, T] products.
 
     Args:
       head: the output head, in the dtype of `states`; products are summed in float32.
@@ -310,6 +311,7 @@ def prediction_errors(
     (rows, length, width), vocabulary = states.shape, head.shape[0]
     block = min(VOCABULARY_BLOCK, vocabulary)
     inverse = 1.0 / temperature
+    parts = [slice(begin, min(begin + PRODUCT_BLOCK, length)) for begin in range(0, length, PRODUCT_BLOCK)]
 
     def add_block(sums, i):
         peak, total, squares, pulled = sums
@@ -324,7 +326,11 @@ def prediction_errors(
         total = total * decay + weights.sum(-1)
         weights = weights.astype(states.dtype)
         if products:
-            squares = squares * decay[:, :, None] * decay[:, None] + _dot("btv,bsv->bts", weights, weights)
+            squares = [
+                known * decay[:, at, None] * decay[:, None, : at.stop]
+                + _dot("btv,bsv->bts", weights[:, at], weights[:, : at.stop])
+                for at, known in zip(parts, squares, strict=True)
+            ]
         if pullback:
             pulled = pulled * decay[..., None] + _dot("btv,vd->btd", weights, vectors)
         return (new_peak, total, squares, pulled), None
@@ -332,7 +338,7 @@ def prediction_errors(
     sums = (
         jnp.full((rows, length), jnp.finfo(jnp.float32).min),
         jnp.zeros((rows, length)),
-        jnp.zeros((rows, length, length)) if products else None,
+        [jnp.zeros((rows, at.stop - at.start, at.stop)) for at in parts] if products else None,
         jnp.zeros((rows, length, width)) if pullback else None,
     )
     (peak, total, squares, pulled), _ = jax.lax.scan(add_block, sums, jnp.arange(-(-vocabulary // block)))
@@ -346,6 +352,8 @@ def prediction_errors(
     if products:
         mixed = missed[:, None] * errors.at(head, targets)  # e_t[y_t'] · e_t'[y_t'], [B, t, t']
         same = targets[:, :, None] == targets[:, None]
+        squares = jnp.concatenate([jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]))) for x in squares], 1)
+        squares = jnp.where(jnp.tri(length, dtype=bool), squares, squares.swapaxes(1, 2))
         squares = squares * scale[:, :, None] * scale[:, None]
         squares += mixed + mixed.swapaxes(1, 2) - jnp.where(same, missed[:, :, None] * missed[:, None], 0.0)
         errors = errors._replace(products=squares)

@@ -80,6 +80,7 @@ def measure(model, params, rollouts, wanted, settings, temperature):
 )
 def test_norms_equal_one_gradient_a_sample(network, rollouts, method, parameters, chunk, monkeypatch):
     monkeypatch.setattr(gradient_norms, "VOCABULARY_BLOCK", 10)  # divides neither vocabulary: the last blocks overlap
+    monkeypatch.setattr(gradient_norms, "PRODUCT_BLOCK", 4)
     wanted = np.isin(np.arange(7), [0, 3, 4, 6])
     rollouts.response_lengths[2] = 0  # an empty response among those that are not wanted
     settings = GradientNormSettings(parameters, chunk, max_samples=0, method=method)
