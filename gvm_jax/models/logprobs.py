@@ -3,6 +3,8 @@
 log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and T the sampling temperature.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -75,50 +77,90 @@ def token_logprobs(
       temperature: T.
       chunk: static.
     """
-    most = tokens.shape[1] - 1
-    chunk = min(chunk, most)
-    steps = -(-most // chunk)
-    needed = wanted.sum(1).max()
-
-    def row_logprobs(kernel, hidden, tokens, wanted, needed):
-        order = 1 + jnp.argsort(~wanted[:, 1:], axis=1, stable=True)  # positions, the wanted ones first
-        order = jnp.pad(order, ((0, 0), (0, steps * chunk - most)), constant_values=1)
-        inside = jnp.arange(steps * chunk) < wanted.sum(1, keepdims=True)
-
-        @jax.checkpoint
-        def chunk_logprobs(part):
-            first, at, inside = part
-
-            def compute():
-                states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-                chosen = jnp.take_along_axis(tokens, at, axis=1)
-                return jnp.where(inside, select_logprobs(model.head.logits(states, kernel), chosen, temperature), 0.0)
-
-            nothing = jnp.where(inside, 0.0, 0.0)  # zeros that vary over devices as `compute`'s result does
-            return jax.lax.cond(first < needed, compute, lambda: nothing)
-
-        def split(x):
-            return jnp.moveaxis(x.reshape(x.shape[0], steps, chunk), 1, 0)
-
-        found = jax.lax.map(chunk_logprobs, (jnp.arange(steps) * chunk, split(order), split(inside)))
-        found = jnp.moveaxis(found, 0, 1).reshape(tokens.shape[0], -1)
-        place = jnp.where(inside, order, tokens.shape[1])  # out of range: dropped
-        return jax.vmap(lambda values, at: jnp.zeros(tokens.shape[1]).at[at].set(values, mode="drop"))(found, place)
-
-    kernel, rows = model.head.kernel[...], (hidden, tokens, wanted)
+    chunks = _Chunks(model, temperature, min(chunk, tokens.shape[1] - 1))
+    tokens, wanted = jnp.asarray(tokens), jnp.asarray(wanted)  # numpy's cannot be indexed in a loop
+    kernel, rows, most = model.head.kernel[...], (hidden, tokens, wanted), wanted.sum(1).max()
     if not model.splits(tokens.shape[0]):
-        return row_logprobs(kernel, *rows, needed)
+        return chunks.logprobs(kernel, *rows, most)
+    split = model.rows.spec
+    chunks = dataclasses.replace(chunks, manual_axes=split[0])
 
     def gather(kernel, *rows):
         # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
         kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
-        return row_logprobs(kernel.astype(jnp.float32), *rows)  # float32: in it the chunks' gradients are summed
+        kernel = kernel.astype(jnp.float32)  # in it the chunks' gradients are summed
+        kernel = chunks.vary(kernel, known=("fsdp",))
+        return chunks.logprobs(kernel, *rows)
 
-    split = model.rows.spec
     return jax.shard_map(
         gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
         out_specs=split, axis_names={*split[0]},
-    )(kernel, *rows, needed)  # fmt: skip
+    )(kernel, *rows, most)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Log-probabilities of wanted tokens, so many of each row at a time.
+
+    The loops end with the last chunk that any row needs, which reverse-mode differentiation of a loop does not allow:
+    hence a backward pass of our own. It holds one gradient of the head's kernel and adds each chunk's to it.
+    """
+
+    model: Qwen2
+    temperature: float
+    chunk: int
+    manual_axes: tuple[str, ...] = ()  # mesh axes over which the rows are split by hand
+
+    def vary(self, x: Array, known: tuple[str, ...] = ()) -> Array:
+        """x as an array that differs over the devices, as what is computed from rows does; `known` axes it has."""
+        missing = tuple(axis for axis in self.manual_axes if axis not in known)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    def logprobs(self, kernel, hidden, tokens, wanted, most) -> Float[Array, "B L"]:
+        """`token_logprobs`, for rows that are all here; `most` is the most wanted tokens of a row of all devices."""
+        order = 1 + jnp.argsort(~wanted[:, 1:], axis=1, stable=True)  # positions, the wanted ones first
+        order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % self.chunk)), constant_values=1)
+        targets = tokens, order, wanted.sum(1, keepdims=True), -(-most // self.chunk)
+
+        # Arrays that a function with a backward pass of its own finds around it cannot leave a shard_map.
+        @jax.custom_vjp
+        def forward(kernel, hidden, targets):
+            rows = jnp.arange(hidden.shape[0])[:, None]
+
+            def add(i, found):
+                at, inside, chosen = self._part(targets, i)
+                logprobs = self._of_states(kernel, hidden[rows, at - 1], chosen, inside)
+                # What is not wanted has a place out of range, which is dropped.
+                return found.at[rows, jnp.where(inside, at, hidden.shape[1])].set(logprobs, mode="drop")
+
+            return jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros(hidden.shape[:2])))
+
+        def backward(known, slopes):
+            kernel, hidden, targets = known
+            rows = jnp.arange(hidden.shape[0])[:, None]
+
+            def add(i, gradients):
+                at, inside, chosen = self._part(targets, i)
+                states = hidden[rows, at - 1]
+                _, pull = jax.vjp(lambda *inputs: self._of_states(*inputs, chosen, inside), kernel, states)
+                of_kernel, of_hidden = pull(slopes[rows, at])
+                return gradients[0] + of_kernel, gradients[1].at[rows, at - 1].add(of_hidden)
+
+            zeros = [self.vary(jnp.zeros(x.shape, x.dtype)) for x in (kernel, hidden)]
+            return *jax.lax.fori_loop(0, targets[-1], add, tuple(zeros)), None
+
+        forward.defvjp(lambda *inputs: (forward(*inputs), inputs), backward)
+        return forward(kernel, hidden, targets)
+
+    def _part(self, targets, i):
+        """(positions, which are wanted, tokens) of a chunk."""
+        tokens, order, count, _ = targets
+        at = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk, axis=1)
+        return at, i * self.chunk + jnp.arange(self.chunk) < count, jnp.take_along_axis(tokens, at, axis=1)
+
+    def _of_states(self, kernel, states, chosen, inside):
+        logits = self.model.head.logits(states, kernel)
+        return jnp.where(inside, select_logprobs(logits, chosen, self.temperature), 0.0)
 
 
 def response_logprobs(

@@ -56,16 +56,6 @@ def update_flops(parts: Parts) -> float:
     return rows * passes * forward
 
 
-def skipped_head_flops(parts: Parts) -> float:
-    """Of an update's program as it is compiled, what full rows skip when they run: the head on their prompts.
-
-    A row may be of many short prompts, so its program has logits for all of its tokens: a forward pass, the same
-    recomputed, and a backward one.
-    """
-    config = parts.config
-    return config.rollouts_per_step * 4 * head_flops(parts.network, config.data.max_prompt_tokens - 1)
-
-
 def packed_share(parts: Parts, workload: Workload) -> float:
     """Share of the train step's micro-batches that samples of the workload's lengths fill, rows being 95 % full."""
     length = parts.config.data.max_prompt_tokens + parts.config.rollout.max_new_tokens

@@ -8,7 +8,7 @@ import jax
 
 from gvm_jax.planning.compiled import CompiledProgram, compile_program
 from gvm_jax.planning.costs import Costs
-from gvm_jax.planning.model_flops import Workload, kernel_costs, packed_share, program_flops, skipped_head_flops
+from gvm_jax.planning.model_flops import Workload, kernel_costs, packed_share, program_flops
 from gvm_jax.planning.parts import Parts, replicated_arrays
 
 STATE = ("parameters", "optimizer", "reference", "statistics")
@@ -160,12 +160,24 @@ def make_plan(
     for number, (name, program) in enumerate(lowered.items(), 1):
         show(f"compiling {number}/{len(lowered)}: {name}")
         compiled = compile_program(
-            name, program, parts.topology.size, parts.config.rollout.block_steps, parts.engine.abstract_policy["cache"]
+            name, program, parts.topology.size, loop_runs(parts, name), parts.engine.abstract_policy["cache"]
         )
         done.append(compiled)
         show(f"  {compiled.seconds:.1f} s" + ("" if compiled.fits_alone else ": does not fit on the device by itself"))
     code = sum(program.code for program in done)
     return Plan(parts, workload, tuple(_program_plan(parts, workload, p, code) for p in done), replicated)
+
+
+def loop_runs(parts: Parts, name: str) -> int:
+    """How often a program's loops run whose end depends on data.
+
+    A decode block's ends when every sequence has ended; the train step's over chunks of log-probabilities with the
+    longest response.
+    """
+    config = parts.config
+    if name.startswith("decode"):
+        return config.rollout.block_steps
+    return -(-config.rollout.max_new_tokens // config.optimizer.logprob_chunk) if name == "train step" else 1
 
 
 def _program_plan(parts: Parts, workload: Workload, compiled: CompiledProgram, code: int) -> ProgramPlan:
@@ -183,8 +195,6 @@ def _program_plan(parts: Parts, workload: Workload, compiled: CompiledProgram, c
     costs = compiled.costs
     if costs is not None:
         flops, read = kernel_costs(parts, name, workload)
-        if name == "train step":
-            flops -= skipped_head_flops(parts) / parts.topology.size
         costs = dataclasses.replace(costs, flops=costs.flops + flops, bytes=costs.bytes + read)
     return ProgramPlan(
         name, held, batch, temporaries, code, compiled.seconds, compiled.fits_alone, costs,
