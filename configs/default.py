@@ -4,7 +4,11 @@ Override a field on the command line as `--config.section.field=value`. Unknown 
 checked before any device is touched (`gvm_jax/config.py`).
 """
 
+import difflib
+
 from ml_collections import ConfigDict
+
+from gvm_jax.config import ConfigError
 
 
 def get_config() -> ConfigDict:
@@ -159,5 +163,7 @@ METHODS = {  # argument of the other config files -> (objective.algorithm, alloc
 def set_method(config: ConfigDict, method: str) -> None:
     """Set the algorithm and the strategy that an argument such as `configs/quickstart.py:raft` names."""
     if method not in METHODS:
-        raise ValueError(f"argument {method!r} of the config file: must be one of {', '.join(METHODS)}")
+        near = difflib.get_close_matches(method, METHODS, n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"argument {method!r} of the config file: must be one of {', '.join(METHODS)}{meant}")
     config.objective.algorithm, config.allocation.strategy = METHODS[method]

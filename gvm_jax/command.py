@@ -1,13 +1,20 @@
-"""What the commands share: the flags --config and --workdir, and one line for every error in a flag."""
+"""What the commands share: the flags --config and --workdir, their help, and one line for every error in a flag."""
 
+import difflib
+import functools
+import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Sequence
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
+
+from gvm_jax.config import RULES, ConfigError, hint
 
 WRONG_FLAGS = 2  # exit code
 
@@ -16,12 +23,13 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, or gs://BUCKET/FOLDER for training; default: of runs/, by the config's name."
 )
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull"}
+_FIELD = ("--config.FIELD=VALUE", "Sets a field of the config; configs/default.py explains each. May be repeated.")
 
 
 def run(main: Callable[[], None], required: Sequence[str] = ("config",)) -> None:
     """Parses the flags, then calls `main`. Ends with `WRONG_FLAGS` where they are wrong."""
     flags.mark_flags_as_required(list(required))
-    app.run(lambda _: main(), flags_parser=_parse)
+    app.run(lambda _: main(), flags_parser=functools.partial(_parse, main, required))
 
 
 def fail(message: str) -> NoReturn:
@@ -42,7 +50,12 @@ def config_path() -> str:
 
 def config_name() -> str:
     """`configs/quickstart.py:raft` -> `quickstart-raft`."""
-    path, _, argument = config_path().partition(":")
+    return name_of(config_path())
+
+
+def name_of(path: str) -> str:
+    """The name of a config by what --config is."""
+    path, _, argument = path.partition(":")
     name = pathlib.Path(path).stem
     return f"{name}-{argument}" if argument else name
 
@@ -57,40 +70,134 @@ def workdir(prefix: str = "") -> str:
     return _WORKDIR.value or f"runs/{prefix}{config_name()}"
 
 
-def _parse(argv: list[str]) -> list[str]:
+def help_text(main: Callable[[], None], required: Sequence[str]) -> str:
+    """What --help prints: the docstring of the command's module, which has an example, and its flags."""
+    module = main.__module__
+    own = flags.FLAGS.get_flags_for_module(sys.argv[0] if module == "__main__" else module)
+    shared = [flags.FLAGS["config"], flags.FLAGS["workdir"]]
+    flag_list = sorted([*shared, *own], key=lambda flag: flag.name not in required)  # required ones first
+    rows = [(_shown(flag), _meaning(flag, flag.name in required)) for flag in flag_list]
+    rows.insert(1, _FIELD)
+    lines = [sys.modules[module].__doc__.strip(), "", "flags:"]
+    for shown, meaning in rows:
+        wrapped = textwrap.wrap(meaning, width=86)
+        first = [f"  {shown}"] if len(shown) > 26 else []
+        start = f"  {'' if first else shown:26}  "
+        lines += [*first, start + wrapped[0], *(" " * 30 + line for line in wrapped[1:])]
+    return "\n".join(lines)
+
+
+def _shown(flag: flags.Flag) -> str:
+    if flag.boolean:
+        return f"--[no]{flag.name}"
+    kinds = {"config": "FILE", "workdir": "FOLDER"}
+    types = {"int": "INTEGER", "float": "NUMBER", "comma separated list of strings": "A,B,..."}
+    return f"--{flag.name}={kinds.get(flag.name) or types.get(flag.flag_type(), 'VALUE')}"
+
+
+def _meaning(flag: flags.Flag, required: bool) -> str:
+    meaning = " ".join((flag.help or "").split())
+    if required:
+        return f"{meaning} Required."
+    return meaning if flag.boolean or flag.default in (None, "", []) else f"{meaning} Default: {flag.default}."
+
+
+def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -> list[str]:
+    if _HELP & set(argv):
+        print(help_text(main, required))
+        sys.exit(0)
+    _check_fields(argv[1:])
     try:
         rest = flags.FLAGS(argv)
-    except SystemExit:
-        sys.exit(0 if _HELP & set(argv) else WRONG_FLAGS)
-    except flags.Error as error:
-        fail(_reason(str(error)))
-    except (AttributeError, KeyError) as error:
-        while error.args and isinstance(error.args[0], Exception):  # ml_collections wraps one in another
-            error = error.args[0]
-        reason = " ".join(str(error.args[0]).split())
-        fail(f"a --config.FIELD flag names no field: {reason} (configs/default.py lists the fields)")
-    except OSError as error:  # relative paths are relative to the folder it is run from
-        fail(f"--config: {_last_line(str(error))}; name a file of configs/ or one of your own")
+    except (flags.Error, OSError) as error:  # OSError: relative paths are relative to the folder it is run from
+        fail(_of_config_file(error, argv) or _reason(str(error)))
+    except Exception as error:
+        # The config file is run here, so this may be anything.
+        if problem := _of_config_file(error, argv):
+            fail(problem)
+        raise
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    if _CONFIG.value is not None and not pathlib.Path(config_path().partition(":")[0]).is_file():
-        fail(f"--config={config_path()}: no such file; name one of configs/ or one of your own")
+    if _CONFIG.value is not None and not (file := pathlib.Path(config_path().partition(":")[0])).is_file():
+        fail(f"--config={config_path()}: no such file; {_file_hint(file)}")
     if _WORKDIR.value == "":
         fail("--workdir= is empty; name a folder, or leave the flag out for runs/ and the config's name")
     return rest
 
 
+def _check_fields(arguments: Sequence[str]) -> None:
+    """Ends the command for a --config.FIELD flag that names no field."""
+    for argument in arguments:
+        if not (flag := re.match(r"--?(no)?config\.([^=\[]+)", argument)):
+            continue
+        name = flag[2]
+        if name not in RULES and not any(field.startswith(f"{name}.") for field in RULES):
+            fail(f"--config.{name}: no such field; {hint(name, '--config.')}")
+
+
+def _file_hint(path: pathlib.Path) -> str:
+    """What to do about a config file that is not there."""
+    folder = path.parent if path.parent.is_dir() else pathlib.Path("configs")
+    near = difflib.get_close_matches(str(path), map(str, folder.glob("*.py")), n=1)
+    return f"did you mean {near[0]}?" if near else "name one of configs/ or one of your own"
+
+
+def _of_config_file(error: BaseException, argv: Sequence[str]) -> str | None:
+    """One line for an error that loading the config file raised, with file and line; None for another error."""
+    given = next((value for value in map(_given_config, argv, [*argv[1:], ""]) if value), "")
+    path, _, argument = given.partition(":")
+    for raised in _chain(error):
+        if isinstance(raised, SyntaxError):
+            return f"{raised.filename}, line {raised.lineno}: {raised.msg}"
+        frames = traceback.extract_tb(raised.__traceback__)
+        reason = _words(raised)
+        if inside := [frame for frame in frames if os.path.abspath(frame.filename) == os.path.abspath(path)]:
+            if isinstance(raised, ConfigError):  # it says all itself
+                return f"--config={given}: {raised}"
+            return f"{path}, line {inside[-1].lineno}: {_reason_inside(raised, reason, inside[-1].line or '')}"
+        if "get_config" in reason and isinstance(raised, AttributeError):
+            return f"--config={given}: the file defines no get_config(), which returns the config"
+        if reason.startswith("get_config() ") and isinstance(raised, TypeError):
+            return f"--config={given}: its get_config() does not fit the argument {argument!r}; {reason}"
+    return None
+
+
+def _words(error: BaseException) -> str:
+    """The error's message in one line; ml_collections puts one error into another."""
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
+    return " ".join(str(error.args[0] if error.args else error).split())
+
+
+def _given_config(argument: str, following: str) -> str:
+    """What --config is by the arguments, before they are parsed; "" for another flag."""
+    flag = re.fullmatch(r"--?config(?:=(.*))?", argument)
+    return (following if flag[1] is None else flag[1]) if flag else ""
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error, the one it was raised from, and so on: absl and ml_collections wrap what a config file raises."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _reason_inside(error: BaseException, reason: str, line: str) -> str:
+    """What is wrong in a line of a config file."""
+    key = re.match(r"""(?:Key )?["'](\w+)["']""", reason)
+    if key and isinstance(error, AttributeError | KeyError):
+        written = re.search(rf"\.((?:\w+\.)*{key[1]})\b", line)
+        name = written[1] if written else key[1]
+        return f"the config has no field {name}; {hint(name)}"
+    if isinstance(error, ModuleNotFoundError) and error.name == "configs":
+        reason += "; run the command in the checkout's folder"
+    return f"{type(error).__name__}: {reason}"
+
+
 def _reason(message: str) -> str:
-    """absl's message, or the last line of the traceback of a config file that is in it."""
+    """absl's message in one line, with what to do about it."""
     if missing := re.match(r"flag --(\w+)=None: ", message):
         example = {"config": "configs/quickstart.py"}.get(missing[1], "VALUE")
         return f"--{missing[1]} is missing: give --{missing[1]}={example}; --help lists the flags"
-    if not message.startswith("flag --"):
-        return " ".join(message.split())
     flag, _, reason = message.removeprefix("flag ").partition(": ")
-    return f"{flag}: {_last_line(reason) if 'Traceback' in reason else ' '.join(reason.split())}"
-
-
-def _last_line(message: str) -> str:
-    line = message.strip().splitlines()[-1].strip()
-    return re.sub(r"^[\w.]*(Error|Exception): ", "", line)
+    return " ".join((f"{flag}: {reason}" if message.startswith("flag --") else message).split())

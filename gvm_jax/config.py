@@ -3,6 +3,7 @@
 `configs/default.py` says what a field means; `RULES` says what it may hold. Nothing here touches a device.
 """
 
+import difflib
 import json
 import math
 import re
@@ -270,6 +271,31 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return fields
 
 
+def nearest_field(name: str) -> str | None:
+    """The field that a mistyped name most likely means; None if none comes near.
+
+    By the letters of the whole name, or of its last part in any section; initials count (`optimizer.lr`).
+    """
+    name = name.lower()
+    section, _, last = name.rpartition(".")
+    # Fields of the same section first.
+    by_last = {field.rpartition(".")[2]: field for field in reversed(RULES)}
+    by_last |= {field.rpartition(".")[2]: field for field in RULES if section and field.startswith(f"{section}.")}
+    for word, field in by_last.items():
+        if len(last) > 1 and last == "".join(part[:1] for part in word.split("_")):
+            return field
+    if near := difflib.get_close_matches(name, RULES, n=1):
+        return near[0]
+    near = difflib.get_close_matches(last, by_last, n=1)
+    return by_last[near[0]] if near else None
+
+
+def hint(name: str, prefix: str = "") -> str:
+    """What to do about an unknown field."""
+    near = nearest_field(name)
+    return f"did you mean {prefix}{near}?" if near else "configs/default.py lists the known ones"
+
+
 def validate(config: ConfigDict) -> None:
     """Checks every field and what fields must hold together; touches no file and no device.
 
@@ -280,7 +306,7 @@ def validate(config: ConfigDict) -> None:
     broken = {name: f"{name}: missing; must be {rule.allowed}" for name, rule in RULES.items() if name not in fields}
     for name, value in fields.items():
         if name not in RULES:
-            broken[name] = f"{name} = {value!r}: unknown field; configs/default.py lists the known ones"
+            broken[name] = f"{name} = {value!r}: unknown field; {hint(name)}"
         elif not RULES[name].holds(value):
             broken[name] = f"{name} = {value!r}: must be {RULES[name].allowed}"
     across = [
