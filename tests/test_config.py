@@ -7,7 +7,8 @@ import sys
 import pytest
 
 from configs import default
-from gvm_jax.config import RULES, ConfigError, diff, from_json, to_json, validate
+from gvm_jax import command
+from gvm_jax.config import RULES, ConfigError, diff, from_json, nearest_field, to_json, validate
 
 
 def runnable():
@@ -280,3 +281,28 @@ def test_norms_from_the_update_want_a_loss_that_is_the_log_probability():
     ]:
         (problem,) = problems(changed(gradient_norms__method="update", **{field: value}))
         assert problem.startswith("gradient_norms.method = 'update'") and field.replace("__", ".") in problem
+
+
+@pytest.mark.parametrize(
+    ("mistyped", "meant"),
+    [
+        ("optimzer.learning_rate", "optimizer.learning_rate"),
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("rollouts_per_stp", "rollouts_per_step"),
+        ("xyzzy.plugh", None),
+    ],
+)
+def test_the_nearest_field_is_named(mistyped, meant):
+    assert nearest_field(mistyped) == meant
+
+
+def test_a_config_file_that_python_cannot_read_is_told_by_its_line(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "mine.py"
+    file.write_text("def get_config():\n    return (\n")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as exit_:
+        command._parse(lambda: None, ("config",), ["train", f"--config={file}"])
+    assert exit_.value.code == 2
+    error = capsys.readouterr().err
+    assert f"{file}, line 2: " in error and error.count("\n") == 1
