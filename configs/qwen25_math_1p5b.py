@@ -11,7 +11,7 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
-| v5e:4x4 | 1.08 | 9.88 | 11.5 | 9.01 | 15.75 |
+| v5e:4x4 | 1.08 | 9.88 | 11.5 | 6.37 | 15.75 |
 | v6e:2x4, micro_batch 8 | 2.16 | 9.88 | 12.6 | 11.95 | 31.25 |
 | 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 9.88 | 27.6 | 42 | 75 or 133 |
 | 8 of them, micro_batch 8 (estimate) | 2.16 | 9.88 | 12.5 | 7.5 | 75 or 133 |

@@ -12,13 +12,13 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
 | v5p:4x4x4 | 1.33 | 28.2 | 30.6 | 10.66 | 95.74 |
-| v5e:8x8, rollout.tensor 4 | 1.33 | 7.05 | 8.7 | 9.53 | 15.75 |
+| v5e:8x8, rollout.tensor 4 | 1.33 | 7.05 | 8.7 | 10.75 | 15.75 |
 | 8 H100 80 GB or H200, micro_batch 16 (estimate) | 10.6 | 28.2 | 39.3 | 31 | 75 or 133 |
 
 | | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
-| v5p:4x4x4 | 64 | 62 (128 samples a chip) | 72 | 1,820 | 1.28 |
-| v5e:8x8, rollout.tensor 4 | 150 | 63 (256 samples on 4 chips) | 166 | 788 | 1.28 |
+| v5p:4x4x4 | 21 | 62 (128 samples a chip) | 29 | 4,516 | 1.27 |
+| v5e:8x8, rollout.tensor 4 | 49 | 63 (256 samples on 4 chips) | 65 | 2,011 | 1.27 |
 
 A replica holds 14.2 GiB of weights in bfloat16, more than a v5e has room for: there add --config.rollout.tensor=4, the
 chips of one host. On v5p each chip is a replica with 128 of the step's samples, half of its slots.
