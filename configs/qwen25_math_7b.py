@@ -11,7 +11,7 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
-| v5p:4x4x4 | 1.33 | 28.2 | 30.6 | 10.66 | 95.74 |
+| v5p:4x4x4 | 1.33 | 28.2 | 30.6 | 10.95 | 95.74 |
 | v5e:8x8, rollout.tensor 4 | 1.33 | 7.05 | 8.7 | 10.75 | 15.75 |
 | 8 H100 80 GB or H200, micro_batch 16 (estimate) | 10.6 | 28.2 | 39.3 | 31 | 75 or 133 |
 
