@@ -103,7 +103,7 @@ def get_config() -> ConfigDict:
     # vmap: of any parameters, a gradient for each sample
     config.gradient_norms.method = "gram"
     config.gradient_norms.parameters = "embed_tokens"  # regular expression searched in the parameters' paths
-    config.gradient_norms.chunk = 1  # samples of a pass
+    config.gradient_norms.chunk = 1  # packed rows of a pass, as optimizer.micro_batch; with vmap samples
     config.gradient_norms.max_samples = 0  # accepted samples measured a step, spread over prompts; 0 = all
 
     config.objective = ConfigDict()
@@ -122,7 +122,9 @@ def get_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.updates_per_step = 4  # optimizer updates, each on an equal share of the step's rollouts
-    config.optimizer.micro_batch = 8  # rollouts in one forward and backward pass
+    # Rows in one forward and backward pass. A row has room for data.max_prompt_tokens + rollout.max_new_tokens tokens
+    # and holds as many rollouts as fit: train/useful_tokens in the metrics is the share that is not padding.
+    config.optimizer.micro_batch = 8
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_updates = 0  # linear warm-up to learning_rate, then constant
     config.optimizer.b1 = 0.9

@@ -37,6 +37,6 @@ def get_config(arg: str = "gvm_raft"):
     config.gradient_norms.chunk = 16
     config.optimizer.learning_rate = 2e-4
     config.optimizer.updates_per_step = 2
-    config.optimizer.micro_batch = 16
+    config.optimizer.micro_batch = 8
     config.checkpoint.every = 20
     return config

@@ -34,4 +34,5 @@ def get_config(arg: str = "gvm_raft"):
     config.model.path = "Qwen/Qwen2.5-Math-7B"
     config.evaluation.temperature = 0.7
     config.optimizer.micro_batch = 64
+    config.optimizer.logprob_chunk = 256
     return config

@@ -162,9 +162,8 @@ def _gradients(run: Run, settings: PoolSettings, params: Params, sketch: "CountS
     """(norms as the run measures them, ‖g‖², sketch of g) of each row."""
     config = run.config
     temperature, logprob_chunk = config.rollout.temperature, config.optimizer.logprob_chunk
-    rows = jnp.arange(rollouts.group.shape[0])
     norms = per_sample_gradient_norms(
-        run.model, params, rollouts, rows, jnp.ones(rows.shape, bool),
+        run.model, params, rollouts, jnp.ones(rollouts.group.shape, bool),
         GradientNormSettings.from_config(config.gradient_norms), temperature, logprob_chunk,
     )  # fmt: skip
     return norms, *sketched_gradients(run.model, params, sketch, rollouts, settings, temperature, logprob_chunk)

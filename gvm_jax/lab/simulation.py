@@ -25,6 +25,7 @@ from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Progress, Uniform
 from gvm_jax.lab.pool import Pool
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.training.objectives import Tokens
 from gvm_jax.training.step import TrainStep
 
 BATCH = 32  # repetitions computed at once
@@ -269,7 +270,8 @@ def sample_coefficients(
 
     def loss(logprobs: Float[Array, "N 1"]) -> Float[Array, ""]:
         old = None if objective.importance_cap is None else first_token
-        return objective.loss_sums(logprobs, first_token, old, None, terms, lengths, denominator).loss
+        tokens = Tokens.of_rows(jnp.minimum(lengths, 1), 1)
+        return objective.loss_sums(logprobs, first_token, old, None, tokens, terms, lengths).loss
 
     # 0 where no row is trained: then the loss is 0 too.
     return -jax.grad(loss)(first_token)[:, 0] / jnp.where(denominator > 0, denominator, 1.0)

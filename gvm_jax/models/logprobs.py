@@ -3,6 +3,8 @@
 log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and T the sampling temperature.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
@@ -37,28 +39,128 @@ def select_logprobs(
 def hidden_states(
     model: Qwen2,
     tokens: Int[Array, "B L"],
-    prompt_lengths: Int[Array, " B"],
-    response_lengths: Int[Array, " B"],
+    positions: Int[Array, "B L"],
+    segments: Int[Array, "B L"],
     tap: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B L D"]:
-    """Final hidden states of rows of prompt, response, padding; `tap` as in `Qwen2.__call__`."""
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    segments = (positions < (prompt_lengths + response_lengths)[:, None]).astype(jnp.int32)
+    """Final hidden states of rows of sequences side by side.
+
+    Args:
+      model: the network.
+      tokens: ids.
+      positions: of each token in its own sequence.
+      segments: numbers that are equal within a sequence; a token sees those before it of its own.
+      tap: as in `Qwen2.__call__`.
+    """
     return model(tokens, positions, segment_attention(segments), tap=tap)[0]
 
 
-def predictions(
+def token_logprobs(
+    model: Qwen2,
     hidden: Float[Array, "B L D"],
     tokens: Int[Array, "B L"],
-    prompt_lengths: Int[Array, " B"],
-    response_lengths: Int[Array, " B"],
-    offsets: Int[Array, " T"],
-) -> tuple[Float[Array, "B T D"], Int[Array, "B T"], Bool[Array, "B T"]]:
-    """The states that predict the response tokens at these offsets, the tokens, and which are inside the response."""
-    # The hidden state at position t predicts token t + 1; rows differ in where their response begins.
-    at = jnp.clip(prompt_lengths[:, None] + offsets, 1, tokens.shape[1] - 1)
-    states = jnp.take_along_axis(hidden, (at - 1)[..., None], axis=1)
-    return states, jnp.take_along_axis(tokens, at, axis=1), offsets < response_lengths[:, None]
+    wanted: Bool[Array, "B L"],
+    temperature: float,
+    chunk: int,
+) -> Float[Array, "B L"]:
+    """log π_T of the wanted tokens, 0 of the others.
+
+    The wanted tokens of a row are taken together, and logits exist for `chunk` of each row at a time, in the forward
+    and (recomputed) in the backward pass: [B, L, vocabulary] is never in memory, and tokens that are not wanted, those
+    of prompts say, cost nothing.
+
+    Args:
+      model: whose head turns states into logits.
+      hidden: states; that at position t predicts token t + 1.
+      tokens: ids.
+      wanted: which to predict; never a row's first.
+      temperature: T.
+      chunk: static.
+    """
+    chunks = _Chunks(model, temperature, min(chunk, tokens.shape[1] - 1))
+    tokens, wanted = jnp.asarray(tokens), jnp.asarray(wanted)  # numpy's cannot be indexed in a loop
+    kernel, rows, most = model.head.kernel[...], (hidden, tokens, wanted), wanted.sum(1).max()
+    if not model.splits(tokens.shape[0]):
+        return chunks.logprobs(kernel, *rows, most)
+    split = model.rows.spec
+    chunks = dataclasses.replace(chunks, manual_axes=split[0])
+
+    def gather(kernel, *rows):
+        # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
+        kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
+        kernel = kernel.astype(jnp.float32)  # in it the chunks' gradients are summed
+        kernel = chunks.vary(kernel, known=("fsdp",))
+        return chunks.logprobs(kernel, *rows)
+
+    return jax.shard_map(
+        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
+        out_specs=split, axis_names={*split[0]},
+    )(kernel, *rows, most)  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """Log-probabilities of wanted tokens, so many of each row at a time.
+
+    The loops end with the last chunk that any row needs, which reverse-mode differentiation of a loop does not allow:
+    hence a backward pass of our own. It holds one gradient of the head's kernel and adds each chunk's to it.
+    """
+
+    model: Qwen2
+    temperature: float
+    chunk: int
+    manual_axes: tuple[str, ...] = ()  # mesh axes over which the rows are split by hand
+
+    def vary(self, x: Array, known: tuple[str, ...] = ()) -> Array:
+        """x as an array that differs over the devices, as what is computed from rows does; `known` axes it has."""
+        missing = tuple(axis for axis in self.manual_axes if axis not in known)
+        return jax.lax.pcast(x, missing, to="varying") if missing else x
+
+    def logprobs(self, kernel, hidden, tokens, wanted, most) -> Float[Array, "B L"]:
+        """`token_logprobs`, for rows that are all here; `most` is the most wanted tokens of a row of all devices."""
+        order = 1 + jnp.argsort(~wanted[:, 1:], axis=1, stable=True)  # positions, the wanted ones first
+        order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % self.chunk)), constant_values=1)
+        targets = tokens, order, wanted.sum(1, keepdims=True), -(-most // self.chunk)
+
+        # Arrays that a function with a backward pass of its own finds around it cannot leave a shard_map.
+        @jax.custom_vjp
+        def forward(kernel, hidden, targets):
+            rows = jnp.arange(hidden.shape[0])[:, None]
+
+            def add(i, found):
+                at, inside, chosen = self._part(targets, i)
+                logprobs = self._of_states(kernel, hidden[rows, at - 1], chosen, inside)
+                # What is not wanted has a place out of range, which is dropped.
+                return found.at[rows, jnp.where(inside, at, hidden.shape[1])].set(logprobs, mode="drop")
+
+            return jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros(hidden.shape[:2])))
+
+        def backward(known, slopes):
+            kernel, hidden, targets = known
+            rows = jnp.arange(hidden.shape[0])[:, None]
+
+            def add(i, gradients):
+                at, inside, chosen = self._part(targets, i)
+                states = hidden[rows, at - 1]
+                _, pull = jax.vjp(lambda *inputs: self._of_states(*inputs, chosen, inside), kernel, states)
+                of_kernel, of_hidden = pull(slopes[rows, at])
+                return gradients[0] + of_kernel, gradients[1].at[rows, at - 1].add(of_hidden)
+
+            zeros = [self.vary(jnp.zeros(x.shape, x.dtype)) for x in (kernel, hidden)]
+            return *jax.lax.fori_loop(0, targets[-1], add, tuple(zeros)), None
+
+        forward.defvjp(lambda *inputs: (forward(*inputs), inputs), backward)
+        return forward(kernel, hidden, targets)
+
+    def _part(self, targets, i):
+        """(positions, which are wanted, tokens) of a chunk."""
+        tokens, order, count, _ = targets
+        at = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk, axis=1)
+        return at, i * self.chunk + jnp.arange(self.chunk) < count, jnp.take_along_axis(tokens, at, axis=1)
+
+    def _of_states(self, kernel, states, chosen, inside):
+        logits = self.model.head.logits(states, kernel)
+        return jnp.where(inside, select_logprobs(logits, chosen, self.temperature), 0.0)
 
 
 def response_logprobs(
@@ -69,39 +171,16 @@ def response_logprobs(
     max_response: int,
     temperature: float,
     chunk: int,
-    hidden: Float[Array, "B L D"] | None = None,
 ) -> Float[Array, "B T"]:
     """log π_T of every response token, T = max_response positions a row, 0 beyond the response.
 
-    A row of `tokens` is prompt, response, padding. Logits exist for `chunk` response positions at a time, in the
-    forward and (recomputed) in the backward pass, so [B, L, vocabulary] is never in memory. `hidden` is what
-    `hidden_states` gave for these rows, where it is known already.
+    A row of `tokens` is prompt, response, padding; `chunk` as for `token_logprobs`.
     """
-    if hidden is None:
-        hidden = hidden_states(model, tokens, prompt_lengths, response_lengths)
-    chunk = min(chunk, max_response)
-    steps = -(-max_response // chunk)
-
-    def row_logprobs(kernel, hidden, tokens, prompt_lengths, response_lengths):
-        @jax.checkpoint
-        def chunk_logprobs(offsets):
-            states, chosen, inside = predictions(hidden, tokens, prompt_lengths, response_lengths, offsets)
-            return jnp.where(inside, select_logprobs(model.head.logits(states, kernel), chosen, temperature), 0.0)
-
-        logprobs = jax.lax.map(chunk_logprobs, jnp.arange(steps * chunk).reshape(steps, chunk))  # [steps, B, chunk]
-        return jnp.moveaxis(logprobs, 0, 1).reshape(tokens.shape[0], -1)[:, :max_response]
-
-    kernel, rows = model.head.kernel[...], (hidden, tokens, prompt_lengths, response_lengths)
-    if not model.splits(tokens.shape[0]):
-        return row_logprobs(kernel, *rows)
-
-    def gather(kernel, *rows):
-        # Once for all chunks, where the compiler would gather the head, and reduce its gradient, for each.
-        kernel = jax.lax.all_gather(kernel.astype(model.dtype), "fsdp", axis=1, tiled=True)
-        return row_logprobs(kernel.astype(jnp.float32), *rows)  # float32: in it the chunks' gradients are summed
-
-    split = model.rows.spec
-    return jax.shard_map(
-        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 4), out_specs=split,
-        axis_names={*split[0]},
-    )(kernel, *rows)  # fmt: skip
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    begins, ends = prompt_lengths[:, None], (prompt_lengths + response_lengths)[:, None]
+    hidden = hidden_states(model, tokens, positions, (positions < ends).astype(jnp.int32))
+    wanted = (positions >= begins) & (positions < ends)
+    logprobs = token_logprobs(model, hidden, tokens, wanted, temperature, chunk)
+    offsets = jnp.arange(max_response)
+    at = jnp.minimum(begins + offsets, tokens.shape[1] - 1)
+    return jnp.where(offsets < response_lengths[:, None], jnp.take_along_axis(logprobs, at, axis=1), 0.0)

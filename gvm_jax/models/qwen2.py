@@ -25,7 +25,7 @@ from gvm_jax.models.config import Qwen2Config
 # (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
 Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 QUERY_BLOCK = 256  # most queries whose scores against all keys are held at once
-KEY_RANGES = 4  # lengths that keys are cut to: more skip more of the masked half, and are more to compile
+KEY_RANGES = 8  # lengths that keys are cut to: more skip more of the masked half, and are more to compile
 Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
 
 

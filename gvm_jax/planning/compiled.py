@@ -31,7 +31,7 @@ class CompiledProgram:
 
 
 def compile_program(
-    name: str, lowered: jax.stages.Lowered, devices: int, block_steps: int, cache: jax.ShapeDtypeStruct | None
+    name: str, lowered: jax.stages.Lowered, devices: int, loop_runs: int, cache: jax.ShapeDtypeStruct | None
 ) -> CompiledProgram:
     """Compile for the devices that the program was lowered for.
 
@@ -39,7 +39,7 @@ def compile_program(
       name: of the program.
       lowered: it.
       devices: in the mesh.
-      block_steps: how often a decode block's loop runs; it ends when every sequence has ended.
+      loop_runs: how often loops run whose end depends on data.
       cache: the KV cache, whose reads by kernels are not counted here.
     """
     begin = time.perf_counter()
@@ -56,7 +56,6 @@ def compile_program(
     if cache is not None:
         dtype = {"bfloat16": "bf16", "float32": "f32"}[cache.dtype.name]
         by_hand = Shape(dtype, cache.sharding.shard_shape(cache.shape)[1:])  # a device has one replica
-    trips = block_steps if name.startswith("decode") else 1
     return CompiledProgram(
         name=name,
         seconds=seconds,
@@ -64,7 +63,7 @@ def compile_program(
         results=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporaries=memory.temp_size_in_bytes,
         code=memory.generated_code_size_in_bytes,
-        costs=program_costs(parse(compiled.as_text()), devices, trips, by_hand),
+        costs=program_costs(parse(compiled.as_text()), devices, loop_runs, by_hand),
     )
 
 

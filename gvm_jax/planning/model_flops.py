@@ -2,10 +2,10 @@
 
 A matrix product of [a, b] and [b, c] is 2·a·b·c operations. Per token a layer costs 2 operations a weight, and
 4·heads·head_dim for each key that the token attends to: those before it, so (S + 1)/2 on average of a row of S tokens.
-A backward pass costs twice the forward one; nothing is recomputed. Rows are counted at their full static length
-P + T = data.max_prompt_tokens + rollout.max_new_tokens, because that is what the train step computes, and every row is
-taken to have a gradient; the head is counted on the T response positions. Norms, softmaxes and the optimizer are left
-out.
+A backward pass costs twice the forward one; nothing is recomputed. Samples are counted at the most tokens that they can
+have, P + T = data.max_prompt_tokens + rollout.max_new_tokens, so that each fills a packed row of the train step, and
+every one is taken to have a gradient; the head is counted on the T response positions. Norms, softmaxes and the
+optimizer are left out.
 """
 
 import dataclasses
@@ -56,6 +56,12 @@ def update_flops(parts: Parts) -> float:
     return rows * passes * forward
 
 
+def packed_share(parts: Parts, workload: Workload) -> float:
+    """Share of the train step's micro-batches that samples of the workload's lengths fill, rows being 95 % full."""
+    length = parts.config.data.max_prompt_tokens + parts.config.rollout.max_new_tokens
+    return min((workload.prompt_tokens + workload.response_tokens) / (0.95 * length), 1.0)
+
+
 def norm_flops(parts: Parts, rows: int) -> float:
     """Per-sample gradient norms of as many of the rows as are measured (`training/gradient_norms.py`)."""
     config, network, step = parts.config, parts.network, parts.steps.step
@@ -75,7 +81,7 @@ def norm_flops(parts: Parts, rows: int) -> float:
         return rows * 3 * (forward + head_flops(network, response))
     paths = measured_paths(parts.model.abstract_params, step.norms)
     logits = head_flops(network, response)
-    products = 2.0 * response**2 * (vocabulary + d) if paths.head else 0.0
+    products = response**2 * (vocabulary + 2.0 * d) if paths.head else 0.0  # of a symmetric matrix one half
     if paths.head and paths.embeddings and network.tie_word_embeddings:
         products += 4.0 * response * length * d
     if method == "update":

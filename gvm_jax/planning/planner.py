@@ -8,7 +8,7 @@ import jax
 
 from gvm_jax.planning.compiled import CompiledProgram, compile_program
 from gvm_jax.planning.costs import Costs
-from gvm_jax.planning.model_flops import Workload, kernel_costs, program_flops
+from gvm_jax.planning.model_flops import Workload, kernel_costs, packed_share, program_flops
 from gvm_jax.planning.parts import Parts, replicated_arrays
 
 STATE = ("parameters", "optimizer", "reference", "statistics")
@@ -99,12 +99,15 @@ class Plan:
     def runs(self, program: ProgramPlan) -> float:
         """How often a step runs it on a device, with every replica as busy as the others.
 
+        The train step and the pilot program skip empty micro-batches: their costs are those of samples that fill a row
+        each, and the share counts that shorter ones fill, packed.
+
         All slots are taken to be busy where there are samples enough: the narrower batches of a step's last and
         longest samples are left out.
         """
         parts, config, step = self.parts, self.parts.config, self.parts.steps.step
-        if program.name == "train step" or program.name == "pilot":
-            return 1.0
+        if program.name in ("train step", "pilot"):
+            return packed_share(parts, self.workload)
         if program.name == "prefill":
             prompts = config.prompts_per_step * (2 if step.pilot_rollouts else 1)
             return math.ceil(prompts * self.workload.prompt_tokens / (parts.replicas * config.rollout.prefill_tokens))
@@ -157,12 +160,24 @@ def make_plan(
     for number, (name, program) in enumerate(lowered.items(), 1):
         show(f"compiling {number}/{len(lowered)}: {name}")
         compiled = compile_program(
-            name, program, parts.topology.size, parts.config.rollout.block_steps, parts.engine.abstract_policy["cache"]
+            name, program, parts.topology.size, loop_runs(parts, name), parts.engine.abstract_policy["cache"]
         )
         done.append(compiled)
         show(f"  {compiled.seconds:.1f} s" + ("" if compiled.fits_alone else ": does not fit on the device by itself"))
     code = sum(program.code for program in done)
     return Plan(parts, workload, tuple(_program_plan(parts, workload, p, code) for p in done), replicated)
+
+
+def loop_runs(parts: Parts, name: str) -> int:
+    """How often a program's loops run whose end depends on data.
+
+    A decode block's ends when every sequence has ended; the train step's over chunks of log-probabilities with the
+    longest response.
+    """
+    config = parts.config
+    if name.startswith("decode"):
+        return config.rollout.block_steps
+    return -(-config.rollout.max_new_tokens // config.optimizer.logprob_chunk) if name == "train step" else 1
 
 
 def _program_plan(parts: Parts, workload: Workload, compiled: CompiledProgram, code: int) -> ProgramPlan:

@@ -71,7 +71,7 @@ def cost_table(plan: Plan) -> Table:
         table.add_row(
             program.name, f"{costs.flops / 1e12:.3g}", f"{model / 1e12:.3g}" if model else "",
             f"{costs.flops / model:.2f}" if model else "", f"{costs.bytes / 1e9:.3g}", f"{costs.ring_bytes / 1e9:.3g}",
-            f"{roofline.seconds * 1e3:.4g}", roofline.bound, f"{plan.runs(program):.0f}",
+            f"{roofline.seconds * 1e3:.4g}", roofline.bound, f"{plan.runs(program):.2f}".removesuffix(".00"),
             f"{program.compile_seconds:.0f}",
         )  # fmt: skip
     return table

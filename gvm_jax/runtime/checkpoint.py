@@ -43,11 +43,10 @@ def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
 
 
-def _compare(expected: dict[str, int], found: dict[str, int]) -> None:
-    """Raises ValueError for arrays that are not, bit for bit, what was saved."""
+def _differences(expected: dict[str, int], found: dict[str, int]) -> str:
+    """What is to be said of arrays that are not, bit for bit, what was saved; nothing if they are."""
     altered = [path for path, checksum in found.items() if expected[path] != checksum]
-    if altered:
-        raise ValueError(f"{len(altered)} arrays are not what was saved, among them state{altered[0]}")
+    return f"{len(altered)} arrays are not what was saved, among them state{altered[0]}" if altered else ""
 
 
 def _agreed(here: bool) -> bool:
@@ -157,16 +156,18 @@ class Checkpointer:
         """
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
-            found, problem = None, ""
+            problem = ""
             try:
-                found = self._read(step, abstract_state)
+                state, run = self._read(step, abstract_state)
             except ConfigError:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = _reason(error)
-            if _agreed(found is not None):
-                self._set_aside(broken, step)
-                return *found, step
+            if _agreed(not problem):  # the checksums are a collective: all processes compute them, or none does
+                problem = _differences(run["checksums"], checksums(state))
+                if not problem:
+                    self._set_aside(broken, step)
+                    return state, run["extra"], step
             broken[step] = problem or "another process could not read it; its own log says why"
         if not broken:
             return None
@@ -176,7 +177,8 @@ class Checkpointer:
         )
 
     def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
-        run = self._manager.restore(step, args=ocp.args.Composite(run=ocp.args.JsonRestore())).run
+        # Not by the manager, in whose `restore` the others would wait for a process that could not read its part.
+        run = ocp.JsonCheckpointHandler().restore(self._folder / str(step) / "run", args=ocp.args.JsonRestore())
         if run.get("digest") != _digest(run):
             raise ValueError(f"{self._folder}/{step}/run/metadata is not what was saved")
         if differences := diff(run["layout"], _layout(abstract_state)):
@@ -189,10 +191,8 @@ class Checkpointer:
                 "another --workdir, or the code and versions that saved it:"
             )
             raise ConfigError("\n  ".join([problem, *shown]))
-        args = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state))
-        state = self._manager.restore(step, args=args).state
-        _compare(run["checksums"], checksums(state))
-        return state, run["extra"]
+        args = ocp.args.StandardRestore(abstract_state)
+        return ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args), run
 
     def _set_aside(self, broken: Mapping[int, str], good: int) -> None:
         """Moves broken checkpoints away: their steps will be saved again."""
@@ -274,7 +274,8 @@ def restore_subtree(
         try:
             restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
             found = {f".{name}{path}": checksum for path, checksum in checksums(restored.state[name]).items()}
-            _compare(restored.run["checksums"], found)
+            if problem := _differences(restored.run["checksums"], found):
+                raise ValueError(problem)
         except Exception as error:
             raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
         return restored.state[name], step

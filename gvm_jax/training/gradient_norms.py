@@ -16,7 +16,8 @@ rejection sampling's estimator averages. Four methods give its norm:
 - "update": as "gram", with the δ_s of the training loss: of the samples of a step's first update, whose importance
   ratios are 1. It costs one more product with the output head.
 
-Only the wanted samples cost anything: they are sorted to the front, and chunks without any are skipped.
+Only the wanted samples cost anything. All methods but "vmap" measure them packed, several in a row (`packing.py`); in
+the sums above s, t and t' are then pairs of tokens of one sample.
 """
 
 import dataclasses
@@ -28,12 +29,14 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.logprobs import hidden_states, predictions, response_logprobs
+from gvm_jax.models.logprobs import hidden_states, response_logprobs
 from gvm_jax.models.qwen2 import Model, Params, Qwen2
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.training.packing import PackedRows, pack
 
 METHODS = ("gram", "vmap", "lm_head", "update")
-VOCABULARY_BLOCK = 2048  # tokens whose logits are held at once, of all response positions of a pass
+VOCABULARY_BLOCK = 2048  # tokens whose logits are held at once, of all positions of a pass
+PRODUCT_BLOCK = 512  # rows of the symmetric matrix of products that are computed together, up to their diagonal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +44,7 @@ class GradientNormSettings:
     """Static settings; the fields of `config.gradient_norms` under the same names."""
 
     parameters: str  # regular expression searched in the parameters' dotted paths; "lm_head" does not read it
-    chunk: int  # samples in one forward and backward pass
+    chunk: int  # packed rows in one forward and backward pass; samples with "vmap"
     max_samples: int  # most samples measured in a call; 0 = all
     method: str = "gram"  # of METHODS
 
@@ -109,46 +112,41 @@ def _join(flat: dict[str, Array]) -> Params:
     return tree
 
 
-def wanted_samples(
-    accepted: Bool[Array, " N"], segments: Int[Array, " N"], max_samples: int
-) -> tuple[Int[Array, " R"], Bool[Array, " R"]]:
-    """Which rows to measure: the accepted ones, in turn over the segments, R = max_samples or N of them.
+def wanted_samples(accepted: Bool[Array, " N"], segments: Int[Array, " N"], max_samples: int) -> Bool[Array, " N"]:
+    """Which rows to measure: the accepted ones; if they are more than `max_samples`, that many in turn over segments.
 
     Args:
       accepted: rows that count.
       segments: the prompt of each row, ascending.
       max_samples: static; 0 = all rows.
-
-    Returns:
-      Row numbers, wanted ones first, and which of them are wanted.
     """
+    if not max_samples:
+        return accepted
     count = jnp.cumsum(accepted)
     first = jnp.searchsorted(segments, segments, side="left")
     before = jnp.where(first > 0, count[first - 1], 0)
     turn = jnp.where(accepted, count - before, accepted.shape[0] + 1)  # 1 for a segment's first accepted row
-    rows = jnp.argsort(turn)[: max_samples or None]
-    return rows, accepted[rows]
+    rows = jnp.argsort(turn)[:max_samples]
+    return accepted & jnp.zeros_like(accepted).at[rows].set(True)
 
 
 def per_sample_gradient_norms(
     model: Model,
     params: Params,
     rollouts: Rollouts,
-    rows: Int[Array, " R"],
-    wanted: Bool[Array, " R"],
+    wanted: Bool[Array, " N"],
     settings: GradientNormSettings,
     temperature: float,
     logprob_chunk: int,
-) -> Float[Array, " R"]:
+) -> Float[Array, " N"]:
     """‖∇ Σ_t log π_T(y_t)‖₂ with respect to the chosen parameters, 0 for rows that are not wanted.
 
     Args:
       model: whose `remat` counts for "vmap" and "gram".
       params: of the model.
       rollouts: samples.
-      rows: rows of `rollouts`, the wanted ones first.
-      wanted: which of them to measure.
-      settings: the method, which parameters, and how many samples a pass.
+      wanted: which of them to measure; at most `settings.max_samples`, where that is not 0.
+      settings: the method, which parameters, and how many rows a pass.
       temperature: of the sampling policy.
       logprob_chunk: as for `response_logprobs`, which "vmap" calls.
 
@@ -156,30 +154,38 @@ def per_sample_gradient_norms(
       ConfigError: as `measured_paths`.
     """
     paths = measured_paths(params, settings)
-    chunk = min(settings.chunk, rows.shape[0])
-    steps = -(-rows.shape[0] // chunk)
-    padding = steps * chunk - rows.shape[0]
-    rows, wanted = jnp.pad(rows, (0, padding)), jnp.pad(wanted, (0, padding))
+    samples = wanted.shape[0]
+    most = min(settings.max_samples or samples, samples)
+    chunk = min(settings.chunk, most)
+    steps = -(-most // chunk)
     if paths is None:
         measure = _whole_gradients(model, params, settings.parameters, temperature, logprob_chunk)
+        rows = jnp.argsort(~wanted, stable=True)[:most]
+        rows = jnp.pad(jnp.where(wanted[rows], rows, samples), (0, steps * chunk - most), constant_values=samples)
+
+        def chunk_norms(norms, rows):
+            batch = jax.tree.map(lambda x: x[jnp.minimum(rows, samples - 1)], rollouts)
+            return norms.at[rows].set(measure(batch), mode="drop")
+
+        parts, needed = rows.reshape(steps, chunk), (rows < samples).reshape(steps, chunk).any(1)
     else:
         # Once for all chunks and layers; each use would cast what it reads again.
         module = model.bind(jax.tree.map(lambda p: p.astype(model.dtype), params))
+        lengths = jnp.where(wanted, rollouts.prompt_lengths + rollouts.response_lengths, 0)
+        begins = pack(lengths, jnp.arange(samples), steps * chunk, rollouts.tokens.shape[1])
 
-        def measure(batch):
-            return _factored_norms(module, paths, batch, temperature)
+        def chunk_norms(norms, begins):
+            rows = PackedRows.fill(begins, rollouts)
+            return norms + _factored_norms(module, paths, rows, temperature, samples)
 
-    def chunk_norms(args):
-        chunk_rows, chunk_wanted = args
-        norms = jax.lax.cond(
-            chunk_wanted.any(),
-            lambda: measure(jax.tree.map(lambda x: x[chunk_rows], rollouts)),
-            lambda: jnp.zeros(chunk, jnp.float32),
-        )
-        return jnp.where(chunk_wanted, norms, 0.0)
+        parts = begins.reshape(steps, chunk, -1)
+        needed = (parts >= 0).any((1, 2))
 
-    norms = jax.lax.map(chunk_norms, (rows.reshape(steps, chunk), wanted.reshape(steps, chunk)))
-    return norms.reshape(-1)[: steps * chunk - padding]
+    def step(norms, part):
+        rows, needed = part
+        return jax.lax.cond(needed, chunk_norms, lambda norms, _: norms, norms, rows), None
+
+    return jax.lax.scan(step, jnp.zeros(samples), (parts, needed))[0]
 
 
 def _whole_gradients(model: Model, params: Params, pattern: str, temperature: float, logprob_chunk: int):
@@ -200,35 +206,35 @@ def _whole_gradients(model: Model, params: Params, pattern: str, temperature: fl
     return jax.vmap(norm)
 
 
-def _factored_norms(module: Qwen2, paths: Paths, rollouts: Rollouts, temperature: float) -> Float[Array, " B"]:
-    """The norms of all rows, by one forward pass and, where the embeddings are measured, one backward pass."""
+def _factored_norms(
+    module: Qwen2, paths: Paths, rows: PackedRows, temperature: float, samples: int
+) -> Float[Array, " N"]:
+    """The norms of all samples in the rows: a forward pass and, where the embeddings are measured, a backward one."""
 
     def predict(tap):
-        states, *rest = _predictions(
-            hidden_states(module, rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths, tap), rollouts
-        )
-        return states, rest
+        return _before(hidden_states(module, rows.tokens, rows.positions, rows.sample, tap))
 
+    head, inside = _head(module), rows.response
     if not paths.embeddings:
-        states, (targets, inside) = predict(None)
-        errors = prediction_errors(_head(module), states, targets, inside, temperature, products=True)
-        return _norms(module, paths, rollouts, errors, None)
-    tap = jnp.zeros((*rollouts.tokens.shape, module.config.hidden_size), module.dtype)
-    states, backward, (targets, inside) = jax.vjp(predict, tap, has_aux=True)
-    errors = prediction_errors(_head(module), states, targets, inside, temperature, paths.head, pullback=True)
+        errors = prediction_errors(head, predict(None), rows.tokens, inside, temperature, products=True)
+        return _norms(module, paths, rows, errors, None, samples)
+    tap = jnp.zeros((*rows.tokens.shape, module.config.hidden_size), module.dtype)
+    states, backward = jax.vjp(predict, tap)
+    errors = prediction_errors(head, states, rows.tokens, inside, temperature, paths.head, pullback=True)
     (deltas,) = backward(errors.pullback.astype(states.dtype))
-    return _norms(module, paths, rollouts, errors, deltas)
+    return _norms(module, paths, rows, errors, deltas, samples)
 
 
 def norms_from_taps(
     module: Qwen2,
     paths: Paths,
-    rollouts: Rollouts,
-    hidden: Float[Array, "B L D"],
-    deltas: Float[Array, "B L D"],
+    rows: PackedRows,
+    hidden: Float[Array, "R L D"],
+    deltas: Float[Array, "R L D"],
     temperature: float,
-) -> Float[Array, " B"]:
-    """The norms of all rows from a backward pass that was made for another purpose, such as the update's own.
+    samples: int,
+) -> Float[Array, " N"]:
+    """The norms of all samples in the rows from a backward pass made for another purpose, such as the update's own.
 
     What is left to pay is the head's part, as in "lm_head": logits and a Gram matrix, nothing of a layer. Where only
     the embeddings are measured (of an untied model) nothing is left.
@@ -236,17 +242,20 @@ def norms_from_taps(
     Args:
       module: with the parameters of that pass, floats.
       paths: as `measured_paths` gives them.
-      rollouts: B rows.
+      rows: of that pass.
       hidden: what `hidden_states` gave for them.
-      deltas: the gradient of each row's Σ_t log π_T(y_t) with respect to the `tap` that `hidden_states` was given. Of a
-        loss Σ_i w_i · f(row i) whose f has that gradient (an importance ratio of 1), it is the tap's gradient over w_i;
-        rows with w_i = 0 cannot be measured.
+      deltas: the gradient of each sample's Σ_t log π_T(y_t) with respect to the `tap` that `hidden_states` was given.
+        Of a loss Σ_i w_i · f(sample i) whose f has that gradient (an importance ratio of 1), it is the tap's gradient
+        over w_i; samples with w_i = 0 cannot be measured.
       temperature: of the sampling policy.
+      samples: N.
     """
     errors = None
     if paths.head:
-        errors = prediction_errors(_head(module), *_predictions(hidden, rollouts), temperature, products=True)
-    return _norms(module, paths, rollouts, errors, deltas)
+        errors = prediction_errors(
+            _head(module), _before(hidden), rows.tokens, rows.response, temperature, products=True
+        )  # fmt: skip
+    return _norms(module, paths, rows, errors, deltas, samples)
 
 
 class PredictionErrors(NamedTuple):
@@ -286,9 +295,9 @@ def prediction_errors(
     softmax, arXiv 1805.02867, algorithm 3), so no logit is computed twice. The target's own column is left out: the
     small error of a confident token is then a sum of small terms, and not a difference of large ones.
 
-    A sample costs 2·T·V·D operations for the logits, as many for the pullback, and 2·T²·V for the products; the norm of
-    the gradient itself, block by block, would want the logits twice, so 4·T·V·D, which is more as long as T < 2·D. In
-    memory are T logits for each token of a block, and the [T, T] products.
+    A row costs 2·T·V·D operations for the logits, as many for the pullback, and T²·V for half of the products, the
+    other half being the same; the norm of the gradient itself, block by block, would want the logits twice, so 4·T·V·D,
+    which is more as long as T < 4·D. In memory are T logits for each token of a block, and the [T, T] products.
 
     Args:
       head: the output head, in the dtype of `states`; products are summed in float32.
@@ -302,6 +311,7 @@ def prediction_errors(
     (rows, length, width), vocabulary = states.shape, head.shape[0]
     block = min(VOCABULARY_BLOCK, vocabulary)
     inverse = 1.0 / temperature
+    parts = [slice(begin, min(begin + PRODUCT_BLOCK, length)) for begin in range(0, length, PRODUCT_BLOCK)]
 
     def add_block(sums, i):
         peak, total, squares, pulled = sums
@@ -316,7 +326,11 @@ def prediction_errors(
         total = total * decay + weights.sum(-1)
         weights = weights.astype(states.dtype)
         if products:
-            squares = squares * decay[:, :, None] * decay[:, None] + _dot("btv,bsv->bts", weights, weights)
+            squares = [
+                known * decay[:, at, None] * decay[:, None, : at.stop]
+                + _dot("btv,bsv->bts", weights[:, at], weights[:, : at.stop])
+                for at, known in zip(parts, squares, strict=True)
+            ]
         if pullback:
             pulled = pulled * decay[..., None] + _dot("btv,vd->btd", weights, vectors)
         return (new_peak, total, squares, pulled), None
@@ -324,7 +338,7 @@ def prediction_errors(
     sums = (
         jnp.full((rows, length), jnp.finfo(jnp.float32).min),
         jnp.zeros((rows, length)),
-        jnp.zeros((rows, length, length)) if products else None,
+        [jnp.zeros((rows, at.stop - at.start, at.stop)) for at in parts] if products else None,
         jnp.zeros((rows, length, width)) if pullback else None,
     )
     (peak, total, squares, pulled), _ = jax.lax.scan(add_block, sums, jnp.arange(-(-vocabulary // block)))
@@ -338,6 +352,8 @@ def prediction_errors(
     if products:
         mixed = missed[:, None] * errors.at(head, targets)  # e_t[y_t'] · e_t'[y_t'], [B, t, t']
         same = targets[:, :, None] == targets[:, None]
+        squares = jnp.concatenate([jnp.pad(x, ((0, 0), (0, 0), (0, length - x.shape[2]))) for x in squares], 1)
+        squares = jnp.where(jnp.tri(length, dtype=bool), squares, squares.swapaxes(1, 2))
         squares = squares * scale[:, :, None] * scale[:, None]
         squares += mixed + mixed.swapaxes(1, 2) - jnp.where(same, missed[:, :, None] * missed[:, None], 0.0)
         errors = errors._replace(products=squares)
@@ -350,33 +366,42 @@ def prediction_errors(
 def _norms(
     module: Qwen2,
     paths: Paths,
-    rollouts: Rollouts,
+    rows: PackedRows,
     errors: PredictionErrors | None,
-    deltas: Float[Array, "B L D"] | None,
-) -> Float[Array, " B"]:
+    deltas: Float[Array, "R L D"] | None,
+    samples: int,
+) -> Float[Array, " N"]:
     """The module's formula; `errors` are read where the head is measured, `deltas` where the embeddings are."""
-    squares = jnp.zeros(rollouts.tokens.shape[0])
+    squares = jnp.zeros(rows.tokens.shape)  # by token; their sums over a sample are what is wanted
+    together = rows.sample[:, :, None] == rows.sample[:, None]
     if paths.head:
         aligned = _dot("btd,bsd->bts", errors.states, errors.states)
-        squares += jnp.sum(errors.products * aligned, (1, 2)) * errors.inverse**2
+        squares += jnp.sum(jnp.where(together, errors.products * aligned, 0.0), 2) * errors.inverse**2
     if paths.embeddings:
-        squares += jnp.sum(jnp.square(_sums_by_token(rollouts.tokens, deltas.astype(jnp.float32))), (1, 2))
+        deltas = deltas.astype(jnp.float32)
+        squares += jnp.sum(deltas * _sums_by_token(rows.tokens, rows.sample, deltas), 2)
     if paths.head and paths.embeddings and module.lm_head is None:
         aligned = _dot("btd,bsd->bts", errors.states, deltas.astype(errors.states.dtype))
-        squares += 2.0 * jnp.sum(errors.at(_head(module), rollouts.tokens) * aligned, (1, 2)) * errors.inverse
-    return jnp.sqrt(jnp.maximum(squares, 0.0))
+        crossed = errors.at(_head(module), rows.tokens) * aligned
+        squares += 2.0 * jnp.sum(jnp.where(together, crossed, 0.0), 2) * errors.inverse
+    total = jax.ops.segment_sum(squares.ravel(), rows.sample.ravel(), samples)
+    return jnp.sqrt(jnp.maximum(total, 0.0))
 
 
 @jax.vmap
-def _sums_by_token(tokens: Int[Array, " L"], values: Float[Array, "L D"]) -> Float[Array, "L D"]:
-    """Sums of the values of equal tokens, and zeros in the rows that are left over."""
-    return jax.ops.segment_sum(values, jnp.searchsorted(jnp.sort(tokens), tokens), tokens.shape[0])
+def _sums_by_token(
+    tokens: Int[Array, " L"], sample: Int[Array, " L"], values: Float[Array, "L D"]
+) -> Float[Array, "L D"]:
+    """For each place the sum of the values at all places with the same token in the same sample."""
+    order = jnp.lexsort((tokens, sample))
+    new = (jnp.diff(tokens[order], prepend=-1) != 0) | (jnp.diff(sample[order], prepend=-1) != 0)
+    kind = jnp.zeros_like(tokens).at[order].set(jnp.cumsum(new) - 1)
+    return jax.ops.segment_sum(values, kind, tokens.shape[0])[kind]
 
 
-def _predictions(hidden, rollouts: Rollouts):
-    return predictions(
-        hidden, rollouts.tokens, rollouts.prompt_lengths, rollouts.response_lengths, jnp.arange(rollouts.max_response)
-    )
+def _before(hidden: Float[Array, "R L D"]) -> Float[Array, "R L D"]:
+    """For each token the state that predicts it: that of the place before."""
+    return jnp.roll(hidden, 1, axis=1)
 
 
 def _head(module: Qwen2) -> Float[Array, "V D"]:

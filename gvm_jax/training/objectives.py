@@ -92,18 +92,34 @@ def standardised(rewards: Float[Array, " N"], group: Group) -> Float[Array, " N"
     return centred(rewards, group) / (group.std + 1e-6)
 
 
-def token_log_ratio(log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+class Tokens(NamedTuple):
+    """Whose tokens an array of any shape holds: a row of T for each answer, or answers packed side by side."""
+
+    sample: Int[Array, "..."]  # number of the token's sample, below N where `inside`
+    inside: Bool[Array, "..."]  # the token is of a response
+
+    @classmethod
+    def of_rows(cls, response_lengths: Int[Array, " N"], max_response: int) -> "Tokens":
+        """Of [N, T]: a row for each answer."""
+        inside = jnp.arange(max_response) < response_lengths[:, None]
+        return cls(jnp.broadcast_to(jnp.arange(len(response_lengths))[:, None], inside.shape), inside)
+
+
+def token_log_ratio(log_ratio: Float[Array, "..."], tokens: Tokens, num_samples: int) -> Float[Array, "..."]:
     """Each token's own log π − log π_old (arXiv 1707.06347)."""
     return log_ratio
 
 
-def sequence_log_ratio(log_ratio: Float[Array, "B T"], mask: Bool[Array, "B T"]) -> Float[Array, "B T"]:
+def sequence_log_ratio(log_ratio: Float[Array, "..."], tokens: Tokens, num_samples: int) -> Float[Array, "..."]:
     """The answer's mean log π − log π_old in value, each token's own in gradient (arXiv 2507.18071, 4.1 and 4.3).
 
     With equal token weights its sum has the gradient of the answer's ratio s = exp(mean); with importance weights each
     token keeps its own.
     """
-    mean = (log_ratio * mask).sum(1, keepdims=True) / jnp.maximum(mask.sum(1, keepdims=True), 1)
+    sample = jnp.where(tokens.inside, tokens.sample, num_samples).ravel()
+    total = segment_sum(log_ratio.ravel(), sample, num_samples)
+    number = segment_sum(jnp.ones(sample.shape), sample, num_samples)
+    mean = (total / jnp.maximum(number, 1.0))[tokens.sample]
     return log_ratio + jax.lax.stop_gradient(mean - log_ratio)
 
 
@@ -112,7 +128,7 @@ class Algorithm:
     """What makes an algorithm; a row of `ALGORITHMS`."""
 
     advantage: Callable[[Float[Array, " N"], Group], Float[Array, " N"]]
-    log_ratio: Callable[[Float[Array, "B T"], Bool[Array, "B T"]], Float[Array, "B T"]] | None  # None: A · log π
+    log_ratio: Callable[[Float[Array, "..."], Tokens, int], Float[Array, "..."]] | None  # None: A · log π
     weighting: str  # unless another is chosen
     source: str
 
@@ -158,9 +174,8 @@ class SampleTerms:
 
 @struct.dataclass
 class LossSums:
-    """Sums over samples; `loss` is divided by `denominator` once, over all micro-batches and devices."""
+    """Sums over tokens; `loss` is divided by `Objective.denominator` once, over all micro-batches and devices."""
 
-    denominator: Float[Array, ""]
     loss: Float[Array, ""]
     kl: Float[Array, ""]  # Σ kl estimate over tokens
     clipped: Float[Array, ""]  # tokens whose ratio was clipped
@@ -263,34 +278,39 @@ class Objective:
 
     def loss_sums(
         self,
-        logprobs: Float[Array, "B T"],
-        behaviour_logprobs: Float[Array, "B T"],
-        old_logprobs: Float[Array, "B T"] | None,
-        reference_logprobs: Float[Array, "B T"] | None,
+        logprobs: Float[Array, "..."],
+        behaviour_logprobs: Float[Array, "..."],
+        old_logprobs: Float[Array, "..."] | None,
+        reference_logprobs: Float[Array, "..."] | None,
+        tokens: Tokens,
         terms: SampleTerms,
-        response_lengths: Int[Array, " B"],
-        denominator: Float[Array, ""],
+        response_lengths: Int[Array, " N"],
     ) -> LossSums:
-        """The loss of some samples as sums; log-probabilities beyond a response may hold anything.
+        """The loss of some tokens as sums; log-probabilities outside of responses may hold anything.
 
         Args:
-          logprobs: log π of the response tokens, differentiable; T = max_response.
+          logprobs: log π of the tokens, differentiable.
           behaviour_logprobs: log π of the policy that sampled them.
           old_logprobs: log π before the step's first update; None without an `importance_cap`, as that policy sampled.
           reference_logprobs: of the reference policy; None without a KL penalty.
-          terms: the samples' rows of `sample_terms`.
-          response_lengths: tokens of each response; 0 for padding.
-          denominator: the samples' share of it, passed through.
+          tokens: whose they are; a sample's tokens are all here, or none of them.
+          terms: of the N samples.
+          response_lengths: of the N samples.
         """
-        mask = (jnp.arange(logprobs.shape[1]) < response_lengths[:, None]) & self.has_gradient(terms)[:, None]
+        samples, sample = response_lengths.shape[0], tokens.sample
 
-        def inside(x: Float[Array, "B T"]) -> Float[Array, "B T"]:
+        def of_tokens(values: Array) -> Array:
+            return jnp.asarray(values).at[sample].get(mode="fill", fill_value=0)
+
+        mask = tokens.inside & of_tokens(self.has_gradient(terms))
+
+        def inside(x: Float[Array, "..."]) -> Float[Array, "..."]:
             return jnp.where(mask, x, 0.0)
 
         logprobs, behaviour_logprobs = inside(logprobs), inside(behaviour_logprobs)
         token_weight, truncated = jnp.ones_like(logprobs), jnp.zeros_like(mask)
         if WEIGHTINGS[self.weighting].tokens == "own":
-            token_weight /= jnp.maximum(response_lengths, 1)[:, None]
+            token_weight /= of_tokens(jnp.maximum(response_lengths, 1)).clip(1)
         if old_logprobs is None:
             old_logprobs = behaviour_logprobs
         else:
@@ -298,22 +318,21 @@ class Objective:
             correction, truncated = importance_weights(old_logprobs, behaviour_logprobs, mask, self.importance_cap)
             token_weight *= correction
 
-        advantage, to_ratio = terms.advantage[:, None], ALGORITHMS[self.algorithm].log_ratio
+        advantage, to_ratio = of_tokens(terms.advantage), ALGORITHMS[self.algorithm].log_ratio
         gain, clipped = logprobs * advantage, jnp.zeros_like(mask)
         if to_ratio is not None:
-            log_ratio = to_ratio(logprobs - old_logprobs, mask)
+            log_ratio = to_ratio(logprobs - old_logprobs, Tokens(sample, mask), samples)
             gain, clipped = clipped_gain(log_ratio, advantage, self.clip_low, self.clip_high, self.dual_clip)
-        loss = -(terms.weight[:, None] * token_weight * inside(gain)).sum()
+        loss = -(of_tokens(terms.weight) * token_weight * inside(gain)).sum()
 
         kl = jnp.zeros(())
         if reference_logprobs is not None:
             kl_tokens = inside(kl_estimate(logprobs, reference_logprobs, self.kl_estimator))
             kl = kl_tokens.sum()
-            loss += self.kl_coefficient * (terms.kl_weight[:, None] * token_weight * kl_tokens).sum()
+            loss += self.kl_coefficient * (of_tokens(terms.kl_weight) * token_weight * kl_tokens).sum()
 
         mismatch = jax.lax.stop_gradient(jnp.abs(logprobs - behaviour_logprobs))
         return LossSums(
-            denominator=denominator,
             loss=loss,
             kl=jax.lax.stop_gradient(kl),
             clipped=(clipped & mask).sum().astype(jnp.float32),
@@ -359,8 +378,8 @@ def _of_segment(values: Float[Array, " S"], segments: Int[Array, " N"]) -> Float
 
 
 def clipped_gain(
-    log_ratio: Float[Array, "B T"], advantage: Float[Array, "B 1"], low: float, high: float, dual: float = 0.0
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    log_ratio: Float[Array, "..."], advantage: Float[Array, "..."], low: float, high: float, dual: float = 0.0
+) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
     """PPO's g = min(ρA, clip(ρ, 1−low, 1+high)·A) and where a clip acts (arXiv 1707.06347, eq. 7).
 
     With `dual` = c > 0 it is max(g, cA) where A < 0, so that a token that became likelier although its answer was worse
@@ -376,16 +395,16 @@ def clipped_gain(
 
 
 def importance_weights(
-    old_logprobs: Float[Array, "B T"], behaviour_logprobs: Float[Array, "B T"], mask: Bool[Array, "B T"], cap: float
-) -> tuple[Float[Array, "B T"], Bool[Array, "B T"]]:
+    old_logprobs: Float[Array, "..."], behaviour_logprobs: Float[Array, "..."], mask: Bool[Array, "..."], cap: float
+) -> tuple[Float[Array, "..."], Bool[Array, "..."]]:
     """min(π_old/π_behaviour, cap) of the tokens in the mask and where the cap acts; a constant to the gradient."""
     log_ratio = jax.lax.stop_gradient(jnp.where(mask, old_logprobs - behaviour_logprobs, 0.0))
     return jnp.exp(jnp.minimum(log_ratio, math.log(cap))), mask & (log_ratio > math.log(cap))
 
 
 def kl_estimate(
-    logprobs: Float[Array, "B T"], reference_logprobs: Float[Array, "B T"], estimator: str
-) -> Float[Array, "B T"]:
+    logprobs: Float[Array, "..."], reference_logprobs: Float[Array, "..."], estimator: str
+) -> Float[Array, "..."]:
     """Estimates of KL(π‖π_ref) a token, d = log π_ref − log π: k1 = −d, k2 = d²/2, k3 = e^d − d − 1.
 
     From joschu.net/blog/kl-approx.html. As a loss, only k2's gradient is that of the KL in expectation under π; k1's

@@ -15,9 +15,9 @@ from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Progress
-from gvm_jax.models.logprobs import hidden_states, response_logprobs
+from gvm_jax.models.logprobs import hidden_states, token_logprobs
 from gvm_jax.models.qwen2 import Model, Params
-from gvm_jax.models.sharding import batch_sharding
+from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.gradient_norms import (
@@ -28,7 +28,8 @@ from gvm_jax.training.gradient_norms import (
     wanted_samples,
 )
 from gvm_jax.training.guard import apply_if, finite_update
-from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, segment_sum
+from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, Tokens, segment_sum
+from gvm_jax.training.packing import PackedRows, pack
 from gvm_jax.training.state import TrainState
 
 
@@ -46,6 +47,7 @@ class StepMetrics:
     mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
     max_mismatch: Float[Array, ""]
     trained_tokens: Float[Array, ""]  # response tokens that were trained on
+    useful_tokens: Float[Array, ""]  # share of samples in what was computed, the rest being padding; NaN of none
     measured_norms: Int[Array, ""]  # fresh samples whose gradient norm was computed
     prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples; NaN without samples
     counts: Int[Array, " m"]  # fresh samples of each prompt of this step
@@ -54,11 +56,18 @@ class StepMetrics:
 
 
 class MeasuredNorms(NamedTuple):
-    """Gradient norms of some rows."""
+    """Gradient norms of a step's fresh samples."""
 
-    rows: Int[Array, " R"]  # row numbers
-    wanted: Bool[Array, " R"]  # which of them count
+    wanted: Bool[Array, " R"]  # which were measured
     norms: Float[Array, " R"]
+
+
+class Updates(NamedTuple):
+    """What a step's U updates report."""
+
+    sums: LossSums  # [U]; `loss` is divided by its denominator
+    gradient_norms: Float[Array, " U"]  # global norms before the clip
+    useful_tokens: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,17 +123,18 @@ class TrainStep:
         decay = 1.0 if pilots else self.allocator.decay
         before = self.measure(state.params, fresh, rewards[pilots:])
         terms = self.sample_terms(rollouts, rewards)
-        params, opt_state, skipped, sums, gradient_norms, inside = self._update(state, rollouts, terms)
+        params, opt_state, skipped, updates, inside = self._update(state, rollouts, terms)
         observed, visit = self.observe(state, fresh, rewards[pilots:], decay, before or inside)
 
         next_prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
         next_counts, _ = self.allocate(observed, next_prompt_ids)
         counts = visit.trials.astype(jnp.int32)
+        sums = updates.sums
         tokens = jnp.maximum(sums.tokens.sum(), 1.0)
         metrics = StepMetrics(
-            loss=jnp.mean(sums.loss / sums.denominator),
-            gradient_norm=jnp.mean(gradient_norms),
-            skipped_updates=(~finite_update(sums.loss, gradient_norms)).sum(),
+            loss=jnp.mean(sums.loss),
+            gradient_norm=jnp.mean(updates.gradient_norms),
+            skipped_updates=(~finite_update(sums.loss, updates.gradient_norms)).sum(),
             skipped_in_a_row=skipped,
             clip_fraction=sums.clipped.sum() / tokens,
             truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
@@ -132,6 +142,7 @@ class TrainStep:
             mismatch=sums.mismatch[0] / sums.tokens[0],
             max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
             trained_tokens=sums.tokens.sum(),
+            useful_tokens=updates.useful_tokens,
             measured_norms=(visit.norm_count + visit.rejected_norm_count).sum().astype(jnp.int32),
             prompt_accept_rate=visit.successes / visit.trials,
             counts=counts,
@@ -200,8 +211,8 @@ class TrainStep:
     ) -> tuple[PromptStatistics, Sums]:
         """The statistics with some rollouts of the step added, and what was added of each prompt."""
 
-        def total(values, segments=rollouts.group):
-            return segment_sum(values.astype(jnp.float32), segments, self.prompts_per_step)
+        def total(values):
+            return segment_sum(values.astype(jnp.float32), rollouts.group, self.prompts_per_step)
 
         accepted = rewards > 0
         visit = Sums.zeros(self.prompts_per_step).replace(
@@ -209,14 +220,12 @@ class TrainStep:
             response_tokens=total(rollouts.response_lengths),
         )  # fmt: skip
         if measured:
-            rows, wanted, norms = measured
-            finite = jnp.isfinite(norms**2)
-            wanted, norms = wanted & finite, jnp.where(finite, norms, 0.0)
-            segments, good, bad = rollouts.group[rows], wanted & accepted[rows], wanted & ~accepted[rows]
+            finite = jnp.isfinite(measured.norms**2)
+            wanted, norms = measured.wanted & finite, jnp.where(finite, measured.norms, 0.0)
+            good, bad = wanted & accepted, wanted & ~accepted
             visit = visit.replace(
-                norm_sum=total(norms * good, segments), squared_norm_sum=total(norms**2 * good, segments),
-                norm_count=total(good, segments), rejected_squared_norm_sum=total(norms**2 * bad, segments),
-                rejected_norm_count=total(bad, segments),
+                norm_sum=total(norms * good), squared_norm_sum=total(norms**2 * good), norm_count=total(good),
+                rejected_squared_norm_sum=total(norms**2 * bad), rejected_norm_count=total(bad),
             )  # fmt: skip
         return statistics.update(state.statistics, state.prompt_ids, visit, decay, state.step), visit
 
@@ -226,135 +235,145 @@ class TrainStep:
         if wanted_norms == "none" or self.norms.method == "update":
             return None
         wanted = (rollouts.group < self.prompts_per_step) & ((rewards > 0) | (wanted_norms == "all"))
-        rows, wanted = wanted_samples(wanted, rollouts.group, self.norms.max_samples)
+        wanted = wanted_samples(wanted, rollouts.group, self.norms.max_samples)
         norms = per_sample_gradient_norms(
-            self.model, params, rollouts, rows, wanted, self.norms, self.temperature, self.logprob_chunk
+            self.model, params, rollouts, wanted, self.norms, self.temperature, self.logprob_chunk
         )
-        return MeasuredNorms(rows, wanted, norms)
+        return MeasuredNorms(wanted, norms)
 
     def _update(
         self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
-    ) -> tuple[Params, PyTree, Int[Array, ""], LossSums, Float[Array, " U"], MeasuredNorms | None]:
+    ) -> tuple[Params, PyTree, Int[Array, ""], Updates, MeasuredNorms | None]:
         """`updates_per_step` optimizer updates, each on an equal random share of the rows; those not finite left out.
 
         With `gradient_norms.method` = "update" the first of them also gives the norms of its rows.
         """
         order = self._order(state, terms)
-        batches = self._micro_batches(order, rollouts, terms)
+        begins, useful = self._pack(order, rollouts, terms)
         old = None
         if self.objective.importance_cap is not None:
-            old = self._old_logprobs(state.params, *batches)
+            old = self._old_logprobs(state.params, begins, rollouts)
         prompts_per_sample = self.prompts_per_step / jnp.maximum(terms.trained.sum(), 1)
+        samples = terms.weight.shape[0]
         measures = self.norms.method == "update" and self.allocator.strategy.norms != "none"
 
-        def loss_of(logprobs, reference, batch: Rollouts, batch_terms: SampleTerms, old) -> LossSums:
-            denominator = self.objective.denominator(
-                batch_terms, batch.response_lengths, batch.max_response, prompts_per_sample
-            )
+        def loss_of(logprobs, reference, rows: PackedRows, old) -> LossSums:
+            tokens = Tokens(rows.sample, rows.response)
             return self.objective.loss_sums(
-                logprobs, batch.logprobs, old, reference, batch_terms, batch.response_lengths, denominator
+                logprobs, rows.logprobs, old, reference, tokens, terms, rollouts.response_lengths
             )
 
-        def loss(params, tap, batch: Rollouts, batch_terms: SampleTerms, old: Float[Array, "B T"] | None):
+        def loss(params, tap, rows: PackedRows, old: Float[Array, "R L"] | None):
             reference = None
             if state.reference is not None:
-                reference = jax.lax.stop_gradient(self._logprobs(state.reference, batch)[0])
-            logprobs, hidden = self._logprobs(params, batch, tap)
-            sums = loss_of(logprobs, reference, batch, batch_terms, old)
+                reference = jax.lax.stop_gradient(self._logprobs(state.reference, rows)[0])
+            logprobs, hidden = self._logprobs(params, rows, tap)
+            sums = loss_of(logprobs, reference, rows, old)
             return sums.loss, (sums, jax.lax.stop_gradient((logprobs, hidden)))
 
-        def row_norms(params, taps, logprobs, hidden, batch: Rollouts, batch_terms: SampleTerms, old):
-            """Norms of the rows with a gradient, 0 of others, from the taps' part of the loss's gradient."""
-            slopes = jax.grad(lambda x: loss_of(x, None, batch, batch_terms, old).loss)(logprobs)
-            # At ratio 1 a row's tokens have the same slope. The samplers' rounding moves it a little: hence the mean.
-            slope = slopes.sum(1) / jnp.maximum(batch.response_lengths, 1)
-            deltas = taps / jnp.where(slope == 0, 1.0, slope)[:, None, None]
+        def row_norms(params, taps, logprobs, hidden, rows: PackedRows, old) -> Float[Array, " N"]:
+            """Norms of the samples with a gradient, 0 of others, from the taps' part of the loss's gradient."""
+            slopes = jax.grad(lambda x: loss_of(x, None, rows, old).loss)(logprobs)
+            # At ratio 1 a sample's tokens have the same slope; the sampler's rounding moves it a little: so the mean.
+            slope = segment_sum(slopes.ravel(), rows.sample.ravel(), samples)
+            slope = slope / jnp.maximum(rollouts.response_lengths, 1)
+            divisor = jnp.where(slope == 0, 1.0, slope).at[rows.sample].get(mode="fill", fill_value=1.0)
             paths = measured_paths(params, self.norms)
-            norms = norms_from_taps(self.model.bind(params), paths, batch, hidden, deltas, self.temperature)
+            module = self.model.bind(params)
+            norms = norms_from_taps(module, paths, rows, hidden, taps / divisor[..., None], self.temperature, samples)
             return jnp.where(slope == 0, 0.0, norms)
 
-        def micro_step(carry, batch):
-            params, gradients, first = carry
-            rows = batch[0].tokens.shape
-            no_norms = jnp.zeros(rows[0]) if measures else None
+        def micro_step(carry, micro_batch):
+            params, gradients, norms, first = carry
+            begins, old = micro_batch
 
             def train():
-                tap = jnp.zeros((*rows, self.model.config.hidden_size)) if measures else None
-                (more, taps), (sums, known) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap, *batch)
-                norms = no_norms
+                rows = PackedRows.fill(begins, rollouts)
+                tap = jnp.zeros((*rows.tokens.shape, self.model.config.hidden_size)) if measures else None
+                (more, taps), (sums, known) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap, rows, old)
+                found = norms
                 if measures:
-                    norms = jax.lax.cond(first, lambda: row_norms(params, taps, *known, *batch), lambda: no_norms)
-                return jax.tree.map(jnp.add, gradients, more), sums, norms
+                    found = jax.lax.cond(
+                        first, lambda: norms + row_norms(params, taps, *known, rows, old), lambda: norms
+                    )  # fmt: skip
+                return jax.tree.map(jnp.add, gradients, more), found, sums
 
             def skip():
-                zeros = LossSums(*[jnp.zeros(())] * len(LossSums.__dataclass_fields__))
-                lengths, max_response = batch[0].response_lengths, batch[0].max_response
-                denominator = self.objective.denominator(batch[1], lengths, max_response, prompts_per_sample)
-                return gradients, zeros.replace(denominator=denominator), no_norms
+                return gradients, norms, LossSums(*[jnp.zeros(())] * len(LossSums.__dataclass_fields__))
 
-            gradients, sums, norms = jax.lax.cond(self.objective.has_gradient(batch[1]).any(), train, skip)
-            return (params, gradients, first), (sums, norms)
+            gradients, norms, sums = jax.lax.cond((begins >= 0).any(), train, skip)
+            return (params, gradients, norms, first), sums
 
         def update(carry, xs):
-            (params, opt_state, skipped), (*update_batches, first) = carry, xs
+            (params, opt_state, skipped, norms), (rows, begins, old, first) = carry, xs
             zeros = jax.tree.map(jnp.zeros_like, params)
-            (_, gradients, _), (per_micro, norms) = jax.lax.scan(
-                micro_step, (params, zeros, first), tuple(update_batches)
-            )
+            (_, gradients, norms, _), per_micro = jax.lax.scan(micro_step, (params, zeros, norms, first), (begins, old))
             sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
+            denominator = self.objective.denominator(
+                jax.tree.map(lambda x: x[rows], terms), rollouts.response_lengths[rows], rollouts.max_response,
+                prompts_per_sample,
+            )  # fmt: skip
             # 0 where an update has no trained row: its loss and gradients are 0 too.
-            sums = sums.replace(denominator=jnp.where(sums.denominator > 0, sums.denominator, 1.0))
-            gradients = jax.tree.map(lambda g: g / sums.denominator, gradients)
+            denominator = jnp.where(denominator > 0, denominator, 1.0)
+            gradients = jax.tree.map(lambda g: g / denominator, gradients)
             gradient_norm = optax.global_norm(gradients)
             finite = finite_update(sums.loss, gradient_norm)
             params, opt_state = apply_if(finite, self.optimizer, gradients, opt_state, params)
-            return (params, opt_state, jnp.where(finite, 0, skipped + 1)), (sums, gradient_norm, norms)
+            done = sums.replace(loss=sums.loss / denominator), gradient_norm
+            return (params, opt_state, jnp.where(finite, 0, skipped + 1), norms), done
 
         first = jnp.arange(self.updates_per_step) == 0
-        (params, opt_state, skipped), (sums, gradient_norms, norms) = jax.lax.scan(
-            update, (state.params, state.opt_state, state.skipped), (*batches, old, first)
+        norms = jnp.zeros(samples) if measures else None
+        (params, opt_state, skipped, norms), (sums, gradient_norms) = jax.lax.scan(
+            update, (state.params, state.opt_state, state.skipped, norms), (order, begins, old, first)
         )
-        measured = None
-        if measures:
-            norms = norms[0].reshape(-1)
-            measured = MeasuredNorms(order[0].reshape(-1), norms > 0, norms)
-        return params, opt_state, skipped, sums, gradient_norms, measured
+        measured = MeasuredNorms(norms > 0, norms) if measures else None
+        return params, opt_state, skipped, Updates(sums, gradient_norms, useful), measured
 
-    def _old_logprobs(self, params: Params, batches: Rollouts, terms: SampleTerms) -> Float[Array, "U M B T"]:
-        """log π of the micro-batches' tokens before the first update; zeros for those without a gradient."""
+    def _old_logprobs(
+        self, params: Params, begins: Int[Array, "U M R L"], rollouts: Rollouts
+    ) -> Float[Array, "U M R L"]:
+        """log π of the micro-batches' tokens before the first update; zeros for empty ones."""
 
-        def micro_batch(part):
-            batch, batch_terms = part
-            wanted = self.objective.has_gradient(batch_terms).any()
+        def micro_batch(begins):
             return jax.lax.cond(
-                wanted, lambda: self._logprobs(params, batch)[0], lambda: jnp.zeros_like(batch.logprobs)
+                (begins >= 0).any(),
+                lambda: self._logprobs(params, PackedRows.fill(begins, rollouts))[0],
+                lambda: jnp.zeros(begins.shape),
             )
 
-        return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), (batches, terms))
+        return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), begins)
 
-    def _order(self, state: TrainState, terms: SampleTerms) -> Int[Array, "U M B"]:
-        """Row numbers of the updates' micro-batches: shuffled, then dealt out in turn, rows with a gradient first.
+    def _order(self, state: TrainState, terms: SampleTerms) -> Int[Array, "U n"]:
+        """The updates' samples: shuffled, then dealt out in turn, those with a gradient first.
 
-        So updates have equally many of them, and none weighs a row more for having few.
+        So updates have equally many of them, and none weighs a sample more for having few.
         """
         key = run_key(self.seed, "mini_batches", state.step)
         order = jax.random.permutation(key, terms.weight.shape[0])
         order = order[jnp.argsort(~self.objective.has_gradient(terms)[order], stable=True)]
-        return order.reshape(-1, self.updates_per_step).T.reshape(self.updates_per_step, -1, self.micro_batch)
+        return order.reshape(-1, self.updates_per_step).T
 
-    def _micro_batches(self, order: Int[Array, "U M B"], rollouts: Rollouts, terms: SampleTerms):
-        """Rows as [updates, micro-batches, rows]."""
-        sharding = batch_sharding(self.mesh, leading=2)
-        return jax.tree.map(lambda x: jax.lax.with_sharding_constraint(x[order], sharding), (rollouts, terms))
+    def _pack(
+        self, order: Int[Array, "U n"], rollouts: Rollouts, terms: SampleTerms
+    ) -> tuple[Int[Array, "U M R L"], Float[Array, ""]]:
+        """The updates' samples with a gradient in micro-batches of rows, and the share of tokens that are theirs."""
+        updates, samples = order.shape
+        lengths = jnp.where(self.objective.has_gradient(terms), rollouts.prompt_lengths + rollouts.response_lengths, 0)
+        # Replicated, although the rows are split over devices: a sample's place depends on all before it.
+        lengths = jax.lax.with_sharding_constraint(lengths[order], replicated(self.mesh))
+        length = rollouts.tokens.shape[1]
+        begins = jax.vmap(lambda lengths, order: pack(lengths, order, samples, length))(lengths, order)
+        begins = jax.lax.with_sharding_constraint(begins, replicated(self.mesh))
+        begins = begins.reshape(updates, -1, self.micro_batch, length)
+        computed = (begins >= 0).any((2, 3)).sum() * (self.micro_batch * length)
+        return jax.lax.with_sharding_constraint(begins, batch_sharding(self.mesh, leading=2)), lengths.sum() / computed
 
     def _logprobs(
-        self, params: Params, batch: Rollouts, tap: Float[Array, "B L D"] | None = None
-    ) -> tuple[Float[Array, "B T"], Float[Array, "B L D"]]:
+        self, params: Params, rows: PackedRows, tap: Float[Array, "R L D"] | None = None
+    ) -> tuple[Float[Array, "R L"], Float[Array, "R L D"]]:
         """log π of the response tokens, and the hidden states behind them."""
         module = self.model.bind(params)
-        hidden = hidden_states(module, batch.tokens, batch.prompt_lengths, batch.response_lengths, tap)
-        logprobs = response_logprobs(
-            module, batch.tokens, batch.prompt_lengths, batch.response_lengths,
-            batch.max_response, self.temperature, self.logprob_chunk, hidden,
-        )  # fmt: skip
+        hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
+        logprobs = token_logprobs(module, hidden, rows.tokens, rows.response, self.temperature, self.logprob_chunk)
         return logprobs, hidden

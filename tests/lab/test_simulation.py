@@ -8,7 +8,7 @@ import pytest
 from gvm_jax.lab.measures import measure, ratio
 from gvm_jax.lab.simulation import Scenario, sample_coefficients, simulate, spend, target_coefficients
 from gvm_jax.rollout.rollouts import Rollouts
-from gvm_jax.training.objectives import ALGORITHMS
+from gvm_jax.training.objectives import ALGORITHMS, Tokens
 
 RATES = (0.1, 0.3, 0.5, 0.9)
 
@@ -171,7 +171,8 @@ def test_all_tokens_of_a_response_weigh_the_same(lab_config, make_step, algorith
     denominator = step.objective.denominator(terms, lengths, 5, 3 / 9)
 
     def loss(x):
-        return step.objective.loss_sums(x, logprobs, None, None, terms, lengths, denominator).loss
+        tokens = Tokens.of_rows(lengths, 5)
+        return step.objective.loss_sums(x, logprobs, None, None, tokens, terms, lengths).loss
 
     inside = np.arange(5) < lengths[:, None]
     expected = np.where(inside, np.asarray(chosen)[:, None], 0)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from configs import default
-from gvm_jax.training.objectives import ALGORITHMS, WEIGHTINGS, Objective, SampleTerms, kl_estimate
+from gvm_jax.training.objectives import ALGORITHMS, WEIGHTINGS, Objective, SampleTerms, Tokens, kl_estimate
 
 PAIRS = [(name, algorithm.weighting) for name, algorithm in ALGORITHMS.items()] + [
     ("raft_pp", "reward"),
@@ -126,15 +126,15 @@ def test_loss_is_the_loop_written_out(algorithm, weighting):
     def loss(logprobs):
         terms = terms_of(o)
         denominator = o.denominator(terms, LENGTHS, 5, 5 / TRAINED.sum())
-        sums = o.loss_sums(logprobs, behaviour, None, reference, terms, LENGTHS, denominator)
-        return sums.loss, (terms, sums)
+        sums = o.loss_sums(logprobs, behaviour, None, reference, Tokens.of_rows(LENGTHS, 5), terms, LENGTHS)
+        return sums.loss, (terms, sums, denominator)
 
-    gradient, (terms, sums) = jax.grad(loss, has_aux=True)(logprobs)
+    gradient, (terms, sums, found_denominator) = jax.grad(loss, has_aux=True)(logprobs)
     weights, denominator = plain_terms(o, REWARDS, SEGMENTS, 5, MIX, COUNTED, TRAINED, LENGTHS)
     total, slopes = plain_loss(o, logprobs, behaviour, behaviour, reference, LENGTHS, *weights)
     np.testing.assert_allclose(terms.advantage, weights[0], atol=1e-5)
     np.testing.assert_allclose(sums.loss, total, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(sums.denominator, denominator, rtol=1e-6)
+    np.testing.assert_allclose(found_denominator, denominator, rtol=1e-6)
     np.testing.assert_allclose(gradient, slopes, rtol=1e-4, atol=1e-6)
     assert sums.tokens == LENGTHS[TRAINED].sum() and sums.truncated_weights == 0
     assert np.isfinite(jax.tree.leaves(sums)).all()
@@ -149,7 +149,7 @@ def test_corrected_loss_is_the_loop_written_out(algorithm, cap):
 
     @jax.jit
     def loss(logprobs, old, behaviour):
-        sums = o.loss_sums(logprobs, behaviour, old, reference, terms_of(o), LENGTHS, jnp.ones(()))
+        sums = o.loss_sums(logprobs, behaviour, old, reference, Tokens.of_rows(LENGTHS, 5), terms_of(o), LENGTHS)
         return sums.loss, sums
 
     gradients, sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(logprobs, old, behaviour)
@@ -181,7 +181,9 @@ def test_gspo_is_the_published_objective_of_whole_answers():
         return -(jnp.where(TRAINED, gain, 0.0) / n).sum(), s
 
     def ours(logprobs):
-        sums = o.loss_sums(logprobs, behaviour, None, None, terms_of(o, np.ones(18)), LENGTHS, jnp.ones(()))
+        sums = o.loss_sums(
+            logprobs, behaviour, None, None, Tokens.of_rows(LENGTHS, 5), terms_of(o, np.ones(18)), LENGTHS
+        )
         return sums.loss, sums
 
     (expected, s), slopes = jax.jit(jax.value_and_grad(published, has_aux=True))(jnp.nan_to_num(logprobs))
@@ -199,7 +201,8 @@ def test_dual_clip_bounds_the_pull_of_worse_answers():
     logprobs = jnp.log(jnp.array([[4.0], [2.0], [4.0]])) - 5.0
 
     def gain(o, logprobs):
-        sums = o.loss_sums(logprobs, jnp.full((3, 1), -5.0), None, None, terms, jnp.ones(3, int), jnp.ones(()))
+        ones = jnp.ones(3, int)
+        sums = o.loss_sums(logprobs, jnp.full((3, 1), -5.0), None, None, Tokens.of_rows(ones, 1), terms, ones)
         return -sums.loss, sums
 
     for settings, expected, slopes, clipped in zip(
@@ -323,7 +326,8 @@ def estimates(o, counts, rewards, select=everything):
             logprobs = jnp.where(jnp.arange(2) < lengths[:, None], jnp.concatenate([first, second], 1), jnp.nan)
             denominator = o.denominator(terms, lengths, 2, prompts / trained.sum())
             sampled = jax.lax.stop_gradient(logprobs)
-            return o.loss_sums(logprobs, sampled, None, None, terms, lengths, denominator).loss / denominator
+            tokens = Tokens.of_rows(lengths, 2)
+            return o.loss_sums(logprobs, sampled, None, None, tokens, terms, lengths).loss / denominator
 
         return -scale * jax.grad(loss)(jnp.asarray([POLICIES[i].logits for i in range(prompts)], jnp.float32))
 
@@ -526,7 +530,8 @@ def test_expected_gradient_over_all_answers(algorithm, cap):
 
         def loss(logits):
             lengths = np.full(9, length)
-            return o.loss_sums(logprobs_of(logits), behaviour, old, None, terms, lengths, jnp.ones(())).loss
+            tokens = Tokens.of_rows(lengths, 2)
+            return o.loss_sums(logprobs_of(logits), behaviour, old, None, tokens, terms, lengths).loss
 
         return jax.grad(loss)((jnp.asarray(first), jnp.asarray(second)))
 
@@ -577,14 +582,15 @@ def test_sums_and_denominators_add_up_over_micro_batches(algorithm, weighting):
     def part(rows):
         some, lengths, logprobs, behaviour, reference = jax.tree.map(lambda x: x[rows], rows_of)
         denominator = o.denominator(some, lengths, 5, prompts_per_sample=5 / TRAINED.sum())
-        return o.loss_sums(logprobs, behaviour, None, reference, some, lengths, denominator)
+        sums = o.loss_sums(logprobs, behaviour, None, reference, Tokens.of_rows(lengths, 5), some, lengths)
+        return {**dataclasses.asdict(sums), "denominator": denominator}
 
     order = np.random.default_rng(8).permutation(18)
     whole, parts = part(np.arange(18)), [part(rows) for rows in np.split(order, 3)]
-    for field in dataclasses.fields(whole):
-        values = [getattr(p, field.name) for p in parts]
-        total = max(values) if field.name == "max_mismatch" else sum(values)
-        np.testing.assert_allclose(getattr(whole, field.name), total, rtol=1e-5, err_msg=field.name)
+    for name, found in whole.items():
+        values = [p[name] for p in parts]
+        total = max(values) if name == "max_mismatch" else sum(values)
+        np.testing.assert_allclose(found, total, rtol=1e-5, err_msg=name)
     padding = part(np.flatnonzero(~COUNTED))
     assert not any(jax.tree.leaves(padding)), "padding adds nothing, to the denominator either"
 

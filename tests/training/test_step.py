@@ -211,6 +211,12 @@ def test_statistics_and_next_counts(tiny, stepped):
     assert metrics.measured_norms == 8 and state.step == 1
 
 
+def test_useful_tokens_are_those_of_trained_samples_over_all_that_was_computed(rollouts, stepped):
+    """Each of the two updates puts its four accepted samples into one micro-batch of four rows."""
+    length, rows = rollouts.prompt_lengths + rollouts.response_lengths, rollouts.tokens.shape[1]
+    assert stepped[1].useful_tokens == pytest.approx(length[REWARDS > 0].sum() / (2 * 4 * rows))
+
+
 def test_mismatch_is_that_of_the_sampling_policy(tiny, mesh, make_rollouts):
     """Sampled by the trainer's own parameters the mismatch is rounding, although two updates follow."""
     _, metrics = run_step(make_step(tiny[0], mesh), tiny[1], make_rollouts(COUNTS))
@@ -364,7 +370,9 @@ def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     state, metrics = run_step(make_step(tiny[0], mesh), tiny[1], rollouts, np.zeros(16, np.float32))
     assert np.isnan(metrics.mismatch) and np.isnan(metrics.max_mismatch), "nothing was compared"
     assert np.isnan(metrics.diagnostics.norm_correlation) and np.isnan(metrics.diagnostics.mean_age)
-    metrics = metrics.replace(mismatch=np.zeros(()), max_mismatch=np.zeros(()), diagnostics=None)
+    assert np.isnan(metrics.useful_tokens), "nothing was computed"
+    zero = np.zeros(())
+    metrics = metrics.replace(mismatch=zero, max_mismatch=zero, useful_tokens=zero, diagnostics=None)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert metrics.trained_tokens == 0
 
@@ -378,7 +386,7 @@ def with_nan(rollouts, rows):
 def test_an_update_that_is_not_finite_is_left_out(tiny, mesh, rollouts):
     model, params, _ = tiny
     step = make_step(model, mesh, allocator=make_allocator(Uniform()))
-    order = step._order(SimpleNamespace(step=0), step.sample_terms(rollouts, REWARDS)).reshape(2, 8)
+    order = step._order(SimpleNamespace(step=0), step.sample_terms(rollouts, REWARDS))
     first, second = ([row for row in np.asarray(rows) if REWARDS[row] > 0] for rows in order)
     state, metrics = run_step(step, params, with_nan(rollouts, second[0]))
     assert (metrics.skipped_updates, metrics.skipped_in_a_row, state.skipped) == (1, 1, 1)

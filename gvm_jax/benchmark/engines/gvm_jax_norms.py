@@ -39,11 +39,11 @@ class GvmJaxNorms:
         for row, response in zip(samples.add(len(responses)), responses, strict=True):
             samples.append(np.array([row]), np.array([response]), np.zeros((1, len(response)), np.float32))
         rollouts = samples.rollouts(prompts, np.arange(len(prompts)), max(map(len, prompts)))
-        rows, wanted = np.arange(len(prompts)), np.ones(len(prompts), bool)
+        wanted = np.ones(len(prompts), bool)
 
         def norms(params, rollouts):
             return per_sample_gradient_norms(
-                model, params, rollouts, jnp.array(rows), jnp.array(wanted), settings, workload["temperature"], 128
+                model, params, rollouts, jnp.array(wanted), settings, workload["temperature"], 128
             )
 
         self._lowered = jax.jit(norms).lower(params, rollouts)
