@@ -20,6 +20,7 @@ from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
@@ -37,6 +38,7 @@ def train(config, workdir: os.PathLike[str]) -> None:
     A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
+    wandb = load_wandb(config.wandb.project)
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
         first = jax.process_index() == 0
@@ -53,13 +55,17 @@ def train(config, workdir: os.PathLike[str]) -> None:
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps and first:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        journal = Journal(files.local, config.steps, totals, config.optimizer.max_skipped_updates, resume_step, first)
+        tracker = Tracker(wandb, workdir, files.local, config) if wandb and first else None
+        limit = config.optimizer.max_skipped_updates
+        journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
             files.close()
             checkpointer.close()
+            if tracker:
+                tracker.close(complete=totals.steps >= config.steps)
 
 
 def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
