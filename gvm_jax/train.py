@@ -98,13 +98,23 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, 
         raise
 
 
-def next_command(config_path: str) -> str:
-    """The run to compare this one with: the same config with or without variance-minimising counts."""
+def next_command(config_path: str, given_workdir: str | None) -> str:
+    """What to run now: the same config with or without variance-minimising counts, or a report of both once it was."""
     path, _, argument = config_path.partition(":")
     other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
+    if given_workdir:
+        given_workdir = given_workdir.rstrip("/")
+        workdir, base = f"{given_workdir}-{other}", given_workdir.removesuffix(f"-{argument}")
+    else:
+        workdir, base = (f"runs/{command.name_of(name)}" for name in (f"{path}:{other}", path))
+    # A config's own default is gvm_raft, whose run has a name without an argument.
+    for folder in (workdir, base) if other == "gvm_raft" else (workdir,):
+        if (epath.Path(folder) / "config.json").exists():
+            this = given_workdir or f"runs/{command.name_of(config_path)}"
+            return f"{sys.executable} -m gvm_jax.report {folder} {this}"
     overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
-    if workdir := command.given_workdir():
-        overrides.append(f"--workdir={workdir.rstrip('/')}-{other}")
+    if given_workdir:
+        overrides.append(f"--workdir={workdir}")
     return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
 
 
@@ -130,7 +140,7 @@ def run_and_report(config, workdir: os.PathLike[str]) -> None:
         sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
         report.show(workdir)
-        print(f"next        {next_command(command.config_path())}")
+        print(f"next        {next_command(command.config_path(), command.given_workdir())}")
 
 
 if __name__ == "__main__":
