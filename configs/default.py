@@ -145,7 +145,7 @@ def get_config() -> ConfigDict:
     config.distributed.peer_seconds = 60.0  # a process that is silent for so long is given up, and the run ends
 
     config.wandb = ConfigDict()  # Weights & Biases, beside the workdir's own files; WANDB_MODE=offline and such hold
-    config.wandb.project = ""  # its project; "" = off. Wants pip install '.[wandb]'
+    config.wandb.project = ""  # its project; "" = off. Wants pip install -e '.[wandb]'
 
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too

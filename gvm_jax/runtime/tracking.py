@@ -34,7 +34,7 @@ def load_wandb(project: str) -> ModuleType | None:
     except ImportError as error:
         raise ConfigError(
             f"wandb.project = {project!r}: needs a package that cannot be imported ({error}); "
-            "pip install '.[wandb]' in the checkout's folder, or leave the field empty"
+            "pip install -e '.[wandb]' in the checkout's folder, or leave the field empty"
         ) from error
 
 
