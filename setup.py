@@ -42,6 +42,7 @@ setuptools.setup(
         "benchmark": ["torch"],
         "tpu": ["jax[tpu]", "gcsfs"],
         "cuda": ["jax[cuda13]"],
+        "wandb": ["wandb"],
         "test": [
             "gcp-storage-emulator",
             "gcsfs",

@@ -144,6 +144,9 @@ def get_config() -> ConfigDict:
     config.distributed.start_seconds = 300.0  # wait for processes that start late; then the missing ones are named
     config.distributed.peer_seconds = 60.0  # a process that is silent for so long is given up, and the run ends
 
+    config.wandb = ConfigDict()  # Weights & Biases, beside the workdir's own files; WANDB_MODE=offline and such hold
+    config.wandb.project = ""  # its project; "" = off. Wants pip install -e '.[wandb]'
+
     config.checkpoint = ConfigDict()
     config.checkpoint.every = 10  # steps between checkpoints; the last step is saved too
     config.checkpoint.keep = 2  # newest checkpoints kept; the older of them stand in for one that is damaged

@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "mesh.tensor": _MESH_AXIS,
     "distributed.start_seconds": _number(above=0),
     "distributed.peer_seconds": _number(above=0),
+    "wandb.project": _ANY_TEXT,
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
     "checkpoint.keep_best": _integer(at_least=0),
@@ -272,7 +273,7 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def nearest_field(name: str) -> str | None:
-    """The field that a mistyped name most likely means; None if none comes near.
+    """The field or section that a mistyped name most likely means; None if none comes near.
 
     By the letters of the whole name, or of its last part in any section; initials count (`optimizer.lr`).
     """
@@ -284,7 +285,8 @@ def nearest_field(name: str) -> str | None:
     for word, field in by_last.items():
         if len(last) > 1 and last == "".join(part[:1] for part in word.split("_")):
             return field
-    if near := difflib.get_close_matches(name, RULES, n=1):
+    sections = {field.rpartition(".")[0] for field in RULES} - {""}
+    if near := difflib.get_close_matches(name, [*RULES, *sorted(sections)], n=1):
         return near[0]
     near = difflib.get_close_matches(last, by_last, n=1)
     return by_last[near[0]] if near else None

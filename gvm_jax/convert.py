@@ -1,9 +1,11 @@
 """Export a run's policy as a Hugging Face folder: `python -m gvm_jax.convert --workdir=DIR --out=FOLDER`.
 
-The folder holds safetensors, config and tokenizer, as transformers, vLLM and `model.path` of another run read them.
+The folder holds safetensors (bfloat16 unless --dtype says otherwise), config, generation config and tokenizer with its
+chat template, as transformers, vLLM and `model.path` of another run read them.
 """
 
 import argparse
+import json
 import os
 import pathlib
 import sys
@@ -14,6 +16,7 @@ from absl import logging
 from etils import epath
 
 from gvm_jax.config import ConfigError, from_json
+from gvm_jax.data import DataError, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
@@ -26,19 +29,31 @@ def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int 
 
     Raises:
       FileNotFoundError: the workdir has no config or no checkpoint.
+      DataError: its tokenizer does not know the run's `rollout.stop_tokens`.
       ModelError: the run's `model.path`, whose config and tokenizer are copied, is no longer there.
     """
     config_path = workdir_path(workdir) / "config.json"
     if not config_path.exists():
         raise FileNotFoundError(f"{config_path} is not there; --workdir must name the folder of a run")
-    source = model_folder(from_json(config_path.read_text()).model.path)
+    config = from_json(config_path.read_text())
+    source = model_folder(config.model.path)
     if out.resolve() == source.resolve():
         raise ModelError(f"--out={out} is the run's own base model; name another folder")
     model = Model(Qwen2Config.from_folder(source))
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), model.abstract_params)
     params, step = restore_subtree(workdir, "params", abstract, step)
     save_params(model, params, out, dtype, source)
+    if config.rollout.stop_tokens:
+        _end_at(config.rollout.stop_tokens, out)
     return step
+
+
+def _end_at(stop_tokens: tuple[str, ...], folder: pathlib.Path) -> None:
+    """Has the generation config end responses where training ended them, which the base model's does not know."""
+    ids = stop_token_ids(load_tokenizer(str(folder)), str(folder), stop_tokens)
+    file = folder / "generation_config.json"
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    file.write_text(json.dumps({**settings, "eos_token_id": list(ids)}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
@@ -52,7 +67,7 @@ def main() -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         step = convert(arguments.workdir, arguments.out, arguments.dtype, arguments.step)
-    except (ConfigError, OSError, ModelError) as error:
+    except (ConfigError, DataError, OSError, ModelError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
 

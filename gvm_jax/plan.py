@@ -57,7 +57,9 @@ def plan(config, topology: Topology, console: Console) -> int:
         raise ConfigError(f"--search: compiles, which {topology.name} cannot be done for; plan single meshes instead")
     found = search(config, topology, _ROWS.value, workload, show)
     for candidate, made in found:
-        console.print(f"{made.step_seconds:8.1f} s a step  {candidate.name}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{report.seconds(made.step_seconds):>8} s a step  {candidate.name}", highlight=False, soft_wrap=True
+        )
     if not found:
         console.print("no mesh and micro-batch that was tried fits; use a larger topology, or fewer rollout.slots")
         return DOES_NOT_FIT

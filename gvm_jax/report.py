@@ -1,8 +1,12 @@
-"""Report a run: a table and two plots from its workdir. `python -m gvm_jax.report WORKDIR`."""
+"""Report a run: a table and two plots from its workdir. `python -m gvm_jax.report WORKDIR`.
+
+With several workdirs: one table with a column for each.
+"""
 
 import os
 import pathlib
 import sys
+from collections.abc import Sequence
 
 import matplotlib
 
@@ -15,6 +19,8 @@ from etils import epath
 from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.runtime.progress import final_table
 from gvm_jax.runtime.workdir import Workdir
+
+USAGE = "usage: python -m gvm_jax.report WORKDIR [WORKDIR ...] (folders of runs; several are shown in one table)"
 
 
 def show(workdir: os.PathLike[str]) -> None:
@@ -93,11 +99,35 @@ def _save(figure, path: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def side_by_side(workdirs: Sequence[os.PathLike[str]]) -> list[dict[str, str]]:
+    """What several runs reached and what it cost: a row each, a column a run."""
+    columns = {}
+    for workdir in workdirs:
+        files = Workdir(workdir, active=False)
+        columns[os.fspath(workdir)] = {row["of the run"]: row[""] for row in summary_rows(files.local)}
+        files.close()
+    names = dict.fromkeys(name for column in columns.values() for name in column)
+    return [{"": name, **{run: column.get(name, "") for run, column in columns.items()}} for name in names]
+
+
+def main() -> None:
+    """Show one run with its plots, or several in one table."""
+    workdirs = sys.argv[1:]
+    if {"--help", "-h"} & set(workdirs):
+        print(USAGE)
+        return
+    if not workdirs or any(workdir.startswith("-") for workdir in workdirs):
+        sys.exit(USAGE)
+    for workdir in workdirs:
+        if not (epath.Path(workdir) / "config.json").exists():
+            sys.exit(
+                f"error: {workdir}: is not the folder of a run, which has a config.json; give a --workdir of training"
+            )
+    if len(workdirs) == 1:
+        show(epath.Path(workdirs[0]))
+    else:
+        rich.print(final_table(side_by_side(workdirs)))
+
+
 if __name__ == "__main__":
-    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
-        sys.exit("usage: python -m gvm_jax.report WORKDIR (the folder of a run)")
-    if not (epath.Path(sys.argv[1]) / "config.json").exists():
-        sys.exit(
-            f"error: {sys.argv[1]}: is not the folder of a run, which has a config.json; give a --workdir of training"
-        )
-    show(epath.Path(sys.argv[1]))
+    main()

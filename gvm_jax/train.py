@@ -20,6 +20,7 @@ from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
@@ -37,6 +38,7 @@ def train(config, workdir: os.PathLike[str]) -> None:
     A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
+    wandb = load_wandb(config.wandb.project)
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
         first = jax.process_index() == 0
@@ -53,13 +55,17 @@ def train(config, workdir: os.PathLike[str]) -> None:
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps and first:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
-        journal = Journal(files.local, config.steps, totals, config.optimizer.max_skipped_updates, resume_step, first)
+        tracker = Tracker(wandb, workdir, files.local, config) if wandb and first else None
+        limit = config.optimizer.max_skipped_updates
+        journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:
             journal.close()
             files.close()
             checkpointer.close()
+            if tracker:
+                tracker.close(complete=totals.steps >= config.steps)
 
 
 def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
@@ -92,13 +98,23 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, 
         raise
 
 
-def next_command(config_path: str) -> str:
-    """The run to compare this one with: the same config with or without variance-minimising counts."""
+def next_command(config_path: str, given_workdir: str | None) -> str:
+    """What to run now: the same config with or without variance-minimising counts, or a report of both once it was."""
     path, _, argument = config_path.partition(":")
     other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
+    if given_workdir:
+        given_workdir = given_workdir.rstrip("/")
+        workdir, base = f"{given_workdir}-{other}", given_workdir.removesuffix(f"-{argument}")
+    else:
+        workdir, base = (f"runs/{command.name_of(name)}" for name in (f"{path}:{other}", path))
+    # A config's own default is gvm_raft, whose run has a name without an argument.
+    for folder in (workdir, base) if other == "gvm_raft" else (workdir,):
+        if (epath.Path(folder) / "config.json").exists():
+            this = given_workdir or f"runs/{command.name_of(config_path)}"
+            return f"{sys.executable} -m gvm_jax.report {folder} {this}"
     overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
-    if workdir := command.given_workdir():
-        overrides.append(f"--workdir={workdir.rstrip('/')}-{other}")
+    if given_workdir:
+        overrides.append(f"--workdir={workdir}")
     return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
 
 
@@ -124,7 +140,7 @@ def run_and_report(config, workdir: os.PathLike[str]) -> None:
         sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
         report.show(workdir)
-        print(f"next        {next_command(command.config_path())}")
+        print(f"next        {next_command(command.config_path(), command.given_workdir())}")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from gvm_jax.models.weights import load_params
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.metrics import read_metrics, read_rows
 from gvm_jax.train import train
+from tests.models.test_parity import logits_of
 
 ROOT = pathlib.Path(__file__).parent.parent
 OVERRIDES = {
@@ -121,6 +122,33 @@ def test_an_exported_policy_is_a_model_folder(finished, tmp_path):
     moved = jax.tree.leaves(jax.tree.map(lambda a, b: np.abs(a - b).max(), trained, base))
     assert 0 < max(moved) < 0.02
     train(small_config(**{"model.path": str(tmp_path / "model"), "steps": 1}), tmp_path / "again")
+
+
+def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_path):
+    shutil.copytree(finished, tmp_path / "run")
+    file = tmp_path / "run/config.json"
+    config = json.loads(file.read_text())
+    config["rollout"]["stop_tokens"] = ["<|im_end|>"]
+    file.write_text(json.dumps(config))
+    ends = []
+    for run in (finished, tmp_path / "run"):
+        convert(run, tmp_path / "model", "bfloat16")
+        ends.append(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"])
+    assert ends == [[16, 15], [16]]
+
+
+def test_an_exported_policy_is_the_same_in_transformers(finished, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    convert(finished, folder := tmp_path / "model", "float32")
+    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    tokens = tokenizer.apply_chat_template([{"role": "user", "content": "3+4+5"}], return_dict=False)
+    assert tokens == tokenizer("3+4+5=").input_ids and theirs.generation_config.eos_token_id == [16, 15]
+    model = Model(Qwen2Config.from_folder(folder))
+    with torch.no_grad():
+        expected = theirs(torch.tensor([tokens])).logits.numpy()
+    np.testing.assert_allclose(logits_of(model, load_params(model, folder), np.array([tokens])), expected, atol=1e-4)
 
 
 def test_stopping_between_steps_and_resuming_ends_in_the_same_bits(finished, tmp_path):

@@ -36,7 +36,7 @@ create | setup | run | logs | status | stop | delete) shift ;;
   exit
   ;;
 *)
-  usage >&2
+  echo "usage: pod.sh COMMAND --name=NAME --zone=ZONE --type=TYPE [...]; pod.sh --help explains" >&2
   fail "first argument ${command:-is missing}: must be create, setup, run, logs, status, stop or delete"
   ;;
 esac

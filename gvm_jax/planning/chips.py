@@ -87,6 +87,9 @@ class Topology:
                 raise ConfigError(f"--topology={self.name}: wants {self.size} virtual devices; start a fresh process")
             return jax.devices("cpu")[: self.size]
         os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # do not ask a cloud's metadata server what machine this is
+        # It logs errors where it cannot find out which machine this is; the topology alone counts here.
+        os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+        os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-1")
         os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "true")  # no lock file: there is no device to share
         try:
             devices = topologies.get_topology_desc(platform="tpu", topology_name=self.name).devices

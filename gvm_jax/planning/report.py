@@ -7,7 +7,7 @@ from rich.table import Table
 from gvm_jax.planning.advice import advice
 from gvm_jax.planning.planner import STATE, Plan, ProgramPlan
 
-GIB = 2**30
+GIB, MIB = 2**30, 2**20
 TARGET = 1.4  # compiled operations over those of the model, with remat
 
 
@@ -28,17 +28,28 @@ def _header(plan: Plan) -> str:
     parameters = sum(x.size for x in jax.tree.leaves(parts.model.abstract_params))
     mesh = " x ".join(f"{axis} {size}" for axis, size in parts.mesh.shape.items())
     return (
-        f"{parts.config.model.path}: {parameters / 1e9:.2f} G parameters, {parts.model.dtype.name}; "
+        f"{parts.config.model.path}: {_counted(parameters)} parameters, {parts.model.dtype.name}; "
         f"{parts.topology.name}, {parts.topology.size} devices, mesh {mesh};\n"
         f"{parts.replicas} rollout replicas of {parts.tensor} device(s) with {settings.slots} slots and "
         f"{settings.num_pages} pages each, attention {parts.engine.kernels}"
     )
 
 
+def seconds(value: float) -> str:
+    """`73.5`, `0.00192`."""
+    return f"{value:.1f}" if value >= 1 else f"{value:.3g}"
+
+
+def _counted(parameters: int) -> str:
+    """`1.54 G`, `0.4 M`."""
+    return f"{parameters / 1e9:.2f} G" if parameters >= 1e8 else f"{parameters / 1e6:.1f} M"
+
+
 def memory_table(plan: Plan) -> Table:
-    """GiB on a device, a row a program."""
+    """GiB on a device, or MiB of a tiny model; a row a program."""
     compiled = plan.parts.topology.compiles
-    table = Table(title="GiB of memory on a chip while a program runs" + ("" if compiled else " (estimated)"))
+    unit, name = (GIB, "GiB") if max(program.total for program in plan.programs) >= GIB / 2 else (MIB, "MiB")
+    table = Table(title=f"{name} of memory on a chip while a program runs" + ("" if compiled else " (estimated)"))
     table.add_column("program")
     columns = [*STATE[:3], "rollout weights", "KV pages"]
     for column in (*columns, "batch", "temporaries", "code", "sum", "of the chip", ""):
@@ -49,7 +60,7 @@ def memory_table(plan: Plan) -> Table:
         numbers = [*sizes, batch, program.temporaries, program.code, program.total]
         verdict = "does not fit" if program in plan.overfull else "fits"
         share = f"{100 * program.total / plan.capacity:.0f} %"
-        table.add_row(program.name, *(f"{x / GIB:.2f}" if x else "" for x in numbers), share, verdict)
+        table.add_row(program.name, *(f"{x / unit:.2f}" if x else "" for x in numbers), share, verdict)
     return table
 
 
@@ -114,8 +125,8 @@ def summary(plan: Plan) -> list[str]:
         )
     if plan.step_seconds:
         lines.append(
-            f"step: at least {plan.step_seconds:.1f} s by the roofline, {plan.tokens_per_second_per_chip:,.0f} sampled "
-            f"tokens/s a chip, taking {workload} a sample (--prompt_tokens, --response_tokens)"
+            f"step: at least {seconds(plan.step_seconds)} s by the roofline, {plan.tokens_per_second_per_chip:,.0f} "
+            f"sampled tokens/s a chip, taking {workload} a sample (--prompt_tokens, --response_tokens)"
         )
     train = plan.program("train step")
     if train and train.costs:

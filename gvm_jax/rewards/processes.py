@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import resource_tracker
 
 from pebble import ProcessPool
 
@@ -51,6 +52,19 @@ class _WorkerProcess(multiprocessing.context.SpawnProcess):
 
 class _WorkerContext(multiprocessing.context.SpawnContext):
     Process = _WorkerProcess
+
+
+def _start_quiet_tracker() -> None:
+    """Starts multiprocessing's resource tracker without its warning of what it removes.
+
+    A run that is ended at once, by Ctrl-C say, leaves the pool's semaphores to it; that is no news to a person.
+    """
+    former = sys.warnoptions[:]
+    sys.warnoptions.append("ignore:resource_tracker")  # handed on to the process
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        sys.warnoptions[:] = former
 
 
 class WorkerPool:
@@ -106,6 +120,7 @@ class WorkerPool:
             outcome.set_running_or_notify_cancel()  # without it `wait` goes on waiting
 
     def _start(self) -> None:
+        _start_quiet_tracker()
         self._pool = ProcessPool(self._workers, initializer=verifier.start_worker, context=_WorkerContext())
         try:
             self._pool.schedule(bool).result()  # taken up by the first worker that is ready

@@ -52,6 +52,12 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
                 raise ValueError(f"{path}, line {number}: not JSON; remove or repair the line") from error
 
 
+def tagged(scalars: Mapping[str, Any], table: str) -> dict[str, float]:
+    """The finite scalars as dashboards show them: `accuracy` of the table `evaluation` is `evaluation/accuracy`."""
+    prefix = "" if table == "metrics" else f"{table}/"
+    return {prefix + name: float(value) for name, value in scalars.items() if math.isfinite(value)}
+
+
 class MetricsWriter:
     """Writes a run's scalars and tables under its workdir, so that no step appears twice after a resume.
 
@@ -94,12 +100,9 @@ class MetricsWriter:
         if not self._active:
             return
         self._append(table, step, {name: _plain(value) for name, value in scalars.items()})
-        prefix = "" if table == "metrics" else f"{table}/"
         with _named(self._workdir / "tensorboard"):
-            for name, value in scalars.items():
-                if math.isfinite(value):
-                    summary = scalar(prefix + name, float(value))
-                    self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=summary))
+            for name, value in tagged(scalars, table).items():
+                self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
             self._tensorboard.flush()
 
     def write_rows(self, table: str, step: int, columns: Mapping[str, Sequence[Any]]) -> None:

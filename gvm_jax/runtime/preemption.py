@@ -74,7 +74,7 @@ class StopSignal:
             if arrived[0] not in (signal.SIGTERM, signal.SIGINT) or self._left.wait(_PATIENCE_SECONDS):
                 continue
             if self.nothing_to_lose and jax.process_count() == 1:
-                os.write(2, b"stopped at once, with nothing to save; the same command resumes the run\n")
+                os.write(2, b"stopped at once, with nothing to save; the same command begins where this one did\n")
                 os._exit(EXIT_CODE)
         os.close(self._read)
 
@@ -84,8 +84,9 @@ class StopSignal:
         self._requested = True
         self._interrupted |= number == signal.SIGINT
         # Not print or logging: these may be what the signal interrupted, and neither can be re-entered.
+        soon = "stopping soon, with nothing to save" if self.nothing_to_lose else "saving and stopping soon"
         hint = " (Ctrl-C again: at once, without saving)" if number == signal.SIGINT else ""
-        os.write(2, f"\n{signal.Signals(number).name}: saving and stopping soon{hint}\n".encode())
+        os.write(2, f"\n{signal.Signals(number).name}: {soon}{hint}\n".encode())
 
     @property
     def requested(self) -> bool:
@@ -103,4 +104,5 @@ class StopSignal:
             self._next_question = time.monotonic() + _QUESTION_SECONDS
             self._requested = processes.announced("stop")
         if self._requested:
-            raise Preempted("stopped on request; the same command resumes the run")
+            next_time = "begins where this one did" if self.nothing_to_lose else "resumes the run"
+            raise Preempted(f"stopped on request; the same command {next_time}")

@@ -23,8 +23,9 @@ RESUMABLE_FIELDS = (
     "mesh.",  # other devices round otherwise, no more
     "rollout.tensor",
     "distributed.",
+    "wandb.",
 )
-_UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*")
+_UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "wandb/offline-run-*/*.wandb")
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> epath.Path:

@@ -12,6 +12,7 @@ from absl import logging
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
+from gvm_jax.runtime.tracking import Tracker
 from gvm_jax.training.guard import save_batch
 from gvm_jax.training.run import STATUSES, Graded
 from gvm_jax.training.step import StepMetrics
@@ -115,6 +116,7 @@ class Journal:
       max_skipped: updates left out in a row at which `step` raises.
       resume_step: the checkpoint that the run goes on from; None = from the start.
       active: False on all processes but the first.
+      tracker: gets every step and evaluation too.
     """
 
     def __init__(
@@ -125,10 +127,12 @@ class Journal:
         max_skipped: int,
         resume_step: int | None,
         active: bool,
+        tracker: Tracker | None = None,
     ):
         self.totals = totals
         self._workdir, self._max_skipped, self._active = workdir, max_skipped, active
         self._writer = MetricsWriter(workdir, resume_step, active)
+        self._tracker = tracker
         self._progress = ProgressPrinter(steps, active)
         self._line: dict[str, float] = {}
         self._warned = False
@@ -153,7 +157,7 @@ class Journal:
         """Record a held-out accuracy."""
         self.totals.add_seconds(seconds)
         self.accuracy[step] = accuracy
-        self._writer.write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
+        self._write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
 
     def step(
         self,
@@ -171,7 +175,7 @@ class Journal:
         self.totals.add(graded, metrics, updates, seconds)
         self._line = step_scalars(graded, metrics, seconds)
         step = self.totals.steps
-        self._writer.write(step, {**self._line, **self.totals.scalars()})
+        self._write(step, {**self._line, **self.totals.scalars()})
         self._writer.write_rows("allocation", step, allocation_columns(prompt_ids, metrics))
         if self._line["rollout/truncated"] > MAX_TRUNCATED and not self._warned:
             self._warned = True
@@ -182,6 +186,11 @@ class Journal:
         self._advise(step, metrics.diagnostics)
         if metrics.skipped_updates:
             self._warn_of_skipped(step, prompt_ids, graded, metrics)
+
+    def _write(self, step: int, scalars: dict[str, float], table: str = "metrics") -> None:
+        self._writer.write(step, scalars, table)
+        if self._tracker is not None:
+            self._tracker.write(step, scalars, table)
 
     def _warn_of_skipped(self, step: int, prompt_ids: np.ndarray, graded: Graded, metrics: StepMetrics) -> None:
         problem = (

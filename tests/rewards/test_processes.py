@@ -184,3 +184,18 @@ def test_waiting_can_be_given_up():
         pool.wait([pool.run(eval, HANG)], stop)
     pool.close()
     assert time.monotonic() - start < 10
+
+
+def test_a_process_that_ends_at_once_leaves_no_warning(tmp_path):
+    source = """
+import os
+from gvm_jax.rewards.processes import WorkerPool
+
+if __name__ == "__main__":
+    WorkerPool(1, 5.0)
+    os._exit(3)
+"""
+    (tmp_path / "script.py").write_text(source)
+    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
+    done = subprocess.run([sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (3, "")
