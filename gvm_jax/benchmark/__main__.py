@@ -17,20 +17,36 @@ from absl import app, flags
 from gvm_jax.benchmark import report
 from gvm_jax.benchmark.comparison import Comparison, compare
 from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
-from gvm_jax.benchmark.workload import PREFILL_SAMPLES, Workload, gradient_norms, grouped, gsm8k, prefill
+from gvm_jax.benchmark.workload import (
+    PREFILL_SAMPLES,
+    Workload,
+    gradient_norms,
+    grouped,
+    gsm8k,
+    prefill,
+    update,
+    update_lengths,
+)
 from gvm_jax.data import DataError, load_rows, load_tokenizer, stop_token_ids
 from gvm_jax.models.config import ModelError, model_folder
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name of a Qwen2.5 model.")
-_WORKLOAD = flags.DEFINE_enum(
-    "workload", "grouped", ["grouped", "gsm8k", "prefill", "gradient_norms"], "What is sampled or measured."
-)
+TASKS = {  # workload -> what an engine is asked for: the end of its script's name
+    "grouped": "engine",
+    "gsm8k": "engine",
+    "prefill": "engine",
+    "gradient_norms": "norms",
+    "update": "update",
+    "update_lengths": "update",
+}
+_WORKLOAD = flags.DEFINE_enum("workload", "grouped", list(TASKS), "What is sampled, measured or trained on.")
 _ENGINES = flags.DEFINE_list("engines", ["gvm_jax"], f"Of {', '.join(INSTALL)}; the first is compared with the others.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Every engine computes in it.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each engine in a comparison.", lower_bound=1)
 _SLOTS = flags.DEFINE_integer(
     "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
 )
+_MICRO_BATCH = flags.DEFINE_integer("micro_batch", 4, "Rows of a pass of an update.", lower_bound=1)
 _DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with columns `question` and `answer`.")
 _ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollout, for gvm_jax; may be repeated.")
 _NORMS = flags.DEFINE_multi_string(
@@ -50,11 +66,12 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
       DataError, ValueError: no tokenizer, or no or too few questions.
     """
     tokenizer = load_tokenizer(model)
-    answers = "answer" if name == "gradient_norms" else "question"
+    answers = "question" if TASKS[name] == "engine" else "answer"
     rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
     questions = [row.problem for row in rows]
-    if name == "gradient_norms":
-        workload = gradient_norms(tokenizer, questions, [row.answer for row in rows])
+    if TASKS[name] != "engine":
+        make = {"gradient_norms": gradient_norms, "update": update, "update_lengths": update_lengths}[name]
+        workload = make(tokenizer, questions, [row.answer for row in rows])
         return workload, [workload.counts]
     if name == "prefill":
         workload = prefill(tokenizer, questions)
@@ -99,6 +116,7 @@ def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison])
                 "tokens_per_second": {engine: comparison.tokens_per_second(engine) for engine in comparison.runs},
                 "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
                 "norm_difference": comparison.norm_difference,
+                "update_difference": comparison.update_difference,
             }
             for comparison in comparisons
         ],
@@ -112,8 +130,7 @@ def main(argv: list[str]) -> None:
     names = _ENGINES.value
     if not names or len(set(names)) < len(names) or not set(names) <= set(INSTALL):
         raise app.UsageError(f"--engines={','.join(names)}: must be some of {', '.join(INSTALL)}, each once")
-    task = "norms" if _WORKLOAD.value == "gradient_norms" else "engine"
-    engines = {name: (ENGINES / f"{name}_{task}.py", _PYTHON[name].value) for name in names}
+    engines = {name: (ENGINES / f"{name}_{TASKS[_WORKLOAD.value]}.py", _PYTHON[name].value) for name in names}
     missing = [name for name, (script, _) in engines.items() if not script.is_file()]
     if missing:
         raise app.UsageError(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
@@ -124,6 +141,7 @@ def main(argv: list[str]) -> None:
             "model": model,
             "dtype": _DTYPE.value,
             "slots": _SLOTS.value,
+            "micro_batch": _MICRO_BATCH.value,
             "rollout": parse_settings("rollout", _ROLLOUT.value),
             "norms": parse_settings("norms", _NORMS.value),
         }

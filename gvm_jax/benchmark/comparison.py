@@ -53,6 +53,17 @@ class Comparison:
             return None
         return max(abs(a / b - 1) for a, b in zip(*norms, strict=True))
 
+    @property
+    def update_difference(self) -> float | None:
+        """The largest |ours / theirs - 1| of the losses and gradient norms of all updates; None of one engine.
+
+        From the second update on it also holds what the engines' optimizers made of the parameters.
+        """
+        if len(self.runs) == 1 or any("loss" not in run for runs in self.runs.values() for run in runs):
+            return None
+        pairs = list(zip(*self.runs.values(), strict=True))
+        return max(abs(a[name] / b[name] - 1) for a, b in pairs for name in ("loss", "gradient_norm"))
+
 
 def alternate(engines: Sequence[EngineProcess], workload: Workload, counts: list[int], repeats: int) -> Comparison:
     """`repeats` runs of each engine, taking turns (ABAB...), each turn with a seed of its own. Progress goes to stderr.

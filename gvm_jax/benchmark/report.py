@@ -8,8 +8,8 @@ from rich.table import Table
 from gvm_jax.benchmark.comparison import Comparison, Spread
 
 COLUMNS = (
-    "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "ratio", "norms differ",
-    "run GB", "peak GB", "start s",
+    "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "useful", "ratio",
+    "norms differ", "updates differ", "run GB", "peak GB", "start s",
 )  # fmt: skip
 
 
@@ -45,8 +45,10 @@ def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
         _show(prefill_seconds, 2),
         _show(prefill_tokens, 0),
         _show([sum(run["lengths"]) for run in runs], 0),
+        _show([run["useful_tokens"] for run in runs if "useful_tokens" in run], 2),
         _show_spread(comparison.ratio, 2) if is_peer else "",
         f"{difference:.1e}" if is_peer and difference is not None else "",
+        f"{comparison.update_difference:.1e}" if is_peer and comparison.update_difference is not None else "",
         f"{max(run['peak_bytes'] for run in runs) / 1e9:.1f}",
         f"{about['peak_bytes'] / 1e9:.1f}",
         f"{about['load_seconds']:.0f} + {about['warm_up_seconds']:.0f}",

@@ -87,6 +87,31 @@ def gradient_norms(
     return dataclasses.replace(workload, name="gradient_norms", responses=responses)
 
 
+def update(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    answers: Sequence[str],
+    response_tokens: int = 136,
+    **sizes,
+) -> Workload:
+    """As `gradient_norms`, trained on: rows of equal length, so that there is nothing to pack."""
+    workload = gradient_norms(tokenizer, questions, answers, response_tokens, **sizes)
+    return dataclasses.replace(workload, name="update")
+
+
+def update_lengths(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], samples: int = 16
+) -> Workload:
+    """Real lengths: the first questions, each with its answer."""
+    if len(questions) < samples:
+        raise ValueError(f"--data holds {len(questions)} questions; workload update_lengths takes {samples}")
+    prompts = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:samples]]
+    responses = [_encode(tokenizer, answer) for answer in answers[:samples]]
+    longest = max(map(len, responses))
+    pad = _pad_id(tokenizer)
+    return Workload("update_lengths", prompts, [1] * samples, longest, [pad], pad, responses=responses)
+
+
 def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) -> list[int]:
     text = _long_text(tokenizer, questions, first, length)
     before, _, after = _render(tokenizer, text).rpartition(text)

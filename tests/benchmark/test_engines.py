@@ -9,11 +9,18 @@ import pytest
 
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
-from gvm_jax.benchmark.workload import Workload, gradient_norms, grouped
+from gvm_jax.benchmark.workload import Workload, gradient_norms, grouped, update_lengths
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
 QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
-SETTINGS = {"model": str(MODEL), "dtype": "float32", "slots": 4, "rollout": {"page_size": 16}, "norms": {}}
+SETTINGS = {
+    "model": str(MODEL),
+    "dtype": "float32",
+    "slots": 4,
+    "micro_batch": 2,
+    "rollout": {"page_size": 16},
+    "norms": {},
+}
 
 
 def run(workload, name, counts, task="engine", **changes):
@@ -54,6 +61,20 @@ def test_methods_and_engines_agree_on_the_norms(engine, tokenizer):
     expected, _ = run(samples, "gvm_jax", [1] * 3, "norms", norms={"method": "vmap", "chunk": 2})
     found, about = run(samples, engine, [1] * 3, "norms")
     assert found["norms"] == pytest.approx(expected["norms"], rel=1e-4) and "float32" in about["configured"]
+
+
+@pytest.mark.slow
+def test_engines_agree_on_updates_of_unequal_lengths(tokenizer):
+    """Loss and gradient norm of two updates after that of the warm-up: packed, against rows padded by PyTorch."""
+    pytest.importorskip("torch")
+    samples = update_lengths(tokenizer, [*QUESTIONS, "5+6"], ["46;#46", "15;#15", "123", "11"], 4)
+    engines = {name: (ENGINES / f"{name}_update.py", sys.executable) for name in ("gvm_jax", "hf")}
+    about, [comparison] = compare(samples, [[1] * 4], engines, 2, SETTINGS)
+    assert comparison.update_difference < 1e-4
+    ours = comparison.runs["gvm_jax"]
+    assert ours[0]["lengths"] == [len(response) for response in samples.responses]
+    assert ours[1]["loss"] < ours[0]["loss"] and "packed rows" in about["gvm_jax"]["configured"]
+    assert [runs[0]["useful_tokens"] > 0.5 for runs in comparison.runs.values()] == [True, True]
 
 
 @pytest.mark.slow
