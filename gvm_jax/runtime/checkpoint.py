@@ -140,7 +140,7 @@ class Checkpointer:
             return self._manager.save(step, args=args, force=force)
 
     def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any], int] | None:
-        """The newest good checkpoint as (state, extra, step); None where there is none at all.
+        """The newest good checkpoint as (state, extra, step); None where there is none at all. Waits for running saves.
 
         Every array is compared with its checksum. A checkpoint that is damaged or incomplete is logged as an
         error and moved to `workdir/broken/STEP`, and the one before it is taken.
@@ -152,8 +152,9 @@ class Checkpointer:
         Raises:
           ConfigError: where the checkpoint's arrays are not those of `abstract_state`. Orbax would cast
             another dtype in silence.
-          CheckpointError: there are checkpoints, but none is good; they stay where they are.
+          CheckpointError: there are checkpoints, but none is good; they stay where they are. Or a save failed.
         """
+        self.wait()  # the manager lists a checkpoint while it is being written
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem = ""
