@@ -74,7 +74,7 @@ RULES: dict[str, Rule] = {
     "rollouts_per_step": _integer(at_least=1),
     "model.path": _text("a Hugging Face folder or hub name of a Qwen2.5 model"),
     "model.compute_dtype": _choice("auto", "bfloat16", "float32"),
-    "model.remat": Rule("True or False", lambda value: isinstance(value, bool)),
+    "model.remat": _choice("full", "dots", "none"),
     "data.path": _text(_DATA_SET),
     "data.subset": _ANY_TEXT,
     "data.split": _NAME,

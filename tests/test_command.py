@@ -60,7 +60,7 @@ MISTAKES = {
     f"{QUICKSTART} --config.optimzer.learning_rate=1": "did you mean --config.optimizer.learning_rate?",
     f"{QUICKSTART} --config.optimizer.lr 1": "--config.optimizer.lr: no such field; did you mean "
     "--config.optimizer.learning_rate?",
-    f"{QUICKSTART} --noconfig.model.rmat": "did you mean --config.model.remat?",
+    f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
     f"{QUICKSTART} --config.xyzzy=1": "no such field; configs/default.py lists the known ones",
     f"{QUICKSTART} --config.steps=x": "--config.steps=x: invalid literal for int",
     f"{QUICKSTART} --workdir=": "--workdir= is empty; name a folder",
@@ -73,7 +73,7 @@ MISTAKES = {
     OWN + "none.py": "the file defines no get_config()",
     OWN + "argument.py:raft": "its get_config() does not fit the argument 'raft'",
 }
-GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.model.remat", f"{QUICKSTART}:grpo --config.steps 7"]
+GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.objective.mask_truncated", f"{QUICKSTART}:grpo --config.steps 7"]
 
 
 def call(*command, **options):

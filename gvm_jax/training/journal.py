@@ -76,6 +76,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "train/gradient_norm": metrics.gradient_norm,
         "train/skipped_updates": metrics.skipped_updates,
         "train/clip_fraction": metrics.clip_fraction,
+        "train/entropy": metrics.entropy,
         "train/useful_tokens": metrics.useful_tokens,
         **corrected,
         "train/kl": metrics.kl,
