@@ -146,6 +146,9 @@ def get_config() -> ConfigDict:
     config.distributed.start_seconds = 300.0  # wait for processes that start late; then the missing ones are named
     config.distributed.peer_seconds = 60.0  # a process that is silent for so long is given up, and the run ends
 
+    config.journal = ConfigDict()  # the record of a run in its workdir
+    config.journal.samples = 16  # samples of a step whose text goes to samples.jsonl, spread over its prompts; 0 = none
+
     config.wandb = ConfigDict()  # Weights & Biases, beside the workdir's own files; WANDB_MODE=offline and such hold
     config.wandb.project = ""  # its project; "" = off. Wants pip install -e '.[wandb]'
 

@@ -164,6 +164,7 @@ RULES: dict[str, Rule] = {
     "mesh.tensor": _MESH_AXIS,
     "distributed.start_seconds": _number(above=0),
     "distributed.peer_seconds": _number(above=0),
+    "journal.samples": _integer(at_least=0),
     "wandb.project": _ANY_TEXT,
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
