@@ -262,12 +262,12 @@ _CROSS_RULES: dict[Callable[..., str | None], tuple[str, ...]] = {
 }
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of a nested config by dotted name."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
-            fields |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
             fields[prefix + name] = value
     return fields
@@ -305,7 +305,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: with all problems, one a line.
     """
-    fields = _flat(config)
+    fields = flat(config)
     broken = {name: f"{name}: missing; must be {rule.allowed}" for name, rule in RULES.items() if name not in fields}
     for name, value in fields.items():
         if name not in RULES:
@@ -324,7 +324,7 @@ def validate(config: ConfigDict) -> None:
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that differ between two resolved configs, as "field: old -> new", in order of name."""
-    old, new, absent = _flat(old), _flat(new), object()
+    old, new, absent = flat(old), flat(new), object()
 
     def show(value: Any) -> str:
         return "(absent)" if value is absent else repr(value)

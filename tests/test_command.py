@@ -8,7 +8,7 @@ import pytest
 
 from gvm_jax.__main__ import COMMANDS
 from gvm_jax.config import RULES, nearest_field
-from gvm_jax.report import side_by_side
+from gvm_jax.report import read_runs, side_by_side
 from gvm_jax.train import next_command
 from tests.test_train import ROOT, environment
 
@@ -191,6 +191,6 @@ def test_several_runs_are_reported_in_one_table(tmp_path):
         line |= {f"total/{total}": tokens for total in ("prompts", "rollouts", "sampled_tokens", "trained_tokens")}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line | {"total/updates": 2}) + "\n")
     (tmp_path / "b/evaluation.jsonl").write_text(json.dumps({"step": 0, "accuracy": 0.25}) + "\n")
-    rows = {row.pop(""): list(row.values()) for row in side_by_side([tmp_path / "a", tmp_path / "b"])}
+    rows = {row.pop(""): list(row.values()) for row in side_by_side(read_runs([tmp_path / "a", tmp_path / "b"]))}
     assert rows["sampled tokens"] == ["1,000", "2,500"]
     assert rows["held-out accuracy after step 0"] == ["", "0.250"]

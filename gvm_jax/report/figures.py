@@ -1,0 +1,65 @@
+"""The plots of runs as images, for a paper or a message."""
+
+import io
+from collections.abc import Sequence
+
+import matplotlib
+
+matplotlib.use("agg")
+import matplotlib.pyplot as plt
+import numpy as np
+from etils import epath
+
+from gvm_jax.report.records import RunRecord
+
+_COLUMNS = 3  # panels side by side
+
+
+def plot_learning_curves(runs: Sequence[RunRecord], out: epath.Path) -> epath.Path | None:
+    """Held-out accuracy against rollouts; None where no run was evaluated."""
+    evaluated = [run for run in runs if run.evaluation]
+    if not evaluated:
+        return None
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for run in evaluated:
+        rollouts = [row.get("total/rollouts", np.nan) for row in run.evaluation]
+        axes.plot(rollouts, [row["accuracy"] for row in run.evaluation], marker="o", markersize=4, label=run.name)
+    axes.set(xlabel="rollouts (pilots included)", ylabel="held-out accuracy", ylim=(0, 1))
+    axes.set_title(evaluated[0].name) if len(runs) == 1 else axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
+    return _save(figure, out / "accuracy_against_rollouts.png")
+
+
+def plot_allocation(runs: Sequence[RunRecord], out: epath.Path, last_steps: int = 10) -> epath.Path | None:
+    """Samples a prompt got against the accept rate it was believed to have, in the last steps, a panel a run."""
+    runs = [run for run in runs if run.allocation]
+    if not runs:
+        return None
+    columns = min(len(runs), _COLUMNS)
+    lines = -(-len(runs) // columns)
+    size = (7, 4.5) if len(runs) == 1 else (4.5 * columns, 3.4 * lines)
+    figure, panels = plt.subplots(lines, columns, figsize=size, layout="constrained", squeeze=False)
+    for panel in panels.flat[len(runs) :]:
+        panel.set_visible(False)
+    for run, axes in zip(runs, panels.flat, strict=False):
+        rows = run.allocation[-last_steps:]
+        rate, count, norm = (
+            np.concatenate([row[column] for row in rows])
+            for column in ("believed_accept_rate", "count", "believed_gradient_norm")
+        )
+        points = axes.scatter(rate, count, c=norm, s=14, alpha=0.7, cmap="viridis", linewidths=0)
+        figure.colorbar(points, label="believed gradient norm")
+        axes.set(
+            xlabel="believed accept rate", ylabel="samples", xlim=(0, 1), ylim=(0, None),
+            title=f"{run.name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}",
+        )  # fmt: skip
+        axes.grid(alpha=0.3)
+    return _save(figure, out / "allocation_against_accept_rate.png")
+
+
+def _save(figure, path: epath.Path) -> epath.Path:
+    image = io.BytesIO()
+    figure.savefig(image, dpi=150, format="png")
+    plt.close(figure)
+    path.write_bytes(image.getvalue())
+    return path
