@@ -161,7 +161,9 @@ def _shown(fields: Mapping[str, Any], name: str) -> str:
 
 
 def _short(value: Any) -> Any:
-    """The value with few digits; what is not finite becomes null, which JSON has."""
+    """The value as a browser takes it: few digits, null for what is not finite, no half of a surrogate pair."""
+    if isinstance(value, str):
+        return value.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
     if isinstance(value, Mapping):
         return {name: _short(item) for name, item in value.items()}
     if isinstance(value, list | tuple):

@@ -8,7 +8,8 @@ function learning(caption, note, table, label, runs, cost, dots) {
   const points = (run) => run[table].value.map((value, i) => [run[table][cost][i], value, run[table].steps[i]]).filter(([at, value]) => known(at) && known(value));
   const most = Math.max(...shown.flatMap((run) => points(run).map(([at]) => at)), 1e-9);
   const values = shown.flatMap((run) => points(run).map(([, value]) => value));
-  const y = { label, low: Math.min(0, ...values), high: Math.max(1, ...values) };
+  const [least, highest] = extent(values), room = 0.08 * (highest - least || 1);
+  const y = { label, low: least >= 0 ? Math.max(least - room, 0) : least - room, high: highest <= 1 ? Math.min(highest + room, 1) : highest + room };
   return chart({
     caption, note, y, x: { label: COSTS[cost], low: 0, high: most },
     paint(plot) {
@@ -61,12 +62,12 @@ function heatMap(run, peers, name, caption, note, label, what) {
   const most = Math.max(...peers.flatMap((peer) => peer[name].cells.flat()), 1e-9);
   return chart({
     caption, note: `${run.name}; ${note}`, x: { label: "step", bands: firstSteps(spans) }, y: { label, bands: bins },
-    key: [ramp("--empty", "--full", "0", percent(most), "share")],
+    key: [ramp("--empty", "--full", "0", percent(most), "share, colour by its square root:")],
     paint(plot) {
       const width = (plot.area[1] - plot.area[0]) / spans.length, height = (plot.area[2] - plot.area[3]) / bins.length;
       cells.forEach((column, i) => column.forEach((share, bin) => {
         const x = plot.x(i), y = plot.y(bin), box = [x - width / 2, y - height / 2, width, height];
-        plot.layer.append(draw("rect", { x: box[0], y: box[1], width: width + 0.3, height: height + 0.3, style: `fill:${mixed("--empty", "--full", share / most)}` }));
+        plot.layer.append(draw("rect", { x: box[0], y: box[1], width: width + 0.3, height: height + 0.3, style: `fill:${mixed("--empty", "--full", Math.sqrt(share / most))}` }));
         plot.marks.push({ x, y, box, text: `${stepsOf(spans[i])}, accept rate ${bins[bin]}\n${percent(share)} of the ${what}` });
       }));
     },

@@ -36,7 +36,8 @@ const percent = (share) => `${Number((100 * share).toPrecision(3))} %`;
 const stepsOf = ([first, last]) => (first === last ? `step ${first}` : `steps ${first} to ${last}`);
 const series = (number) => `var(--c${number % 8})`;
 const dashes = (number) => ["", "6 4", "2 3", "9 3 2 3"][Math.floor(number / 8) % 4];
-const mixed = (low, high, share) => `color-mix(in oklab, var(${low}), var(${high}) ${Math.round(100 * clamp(share, 0, 1))}%)`;
+const SPACES = { "--cold": "oklch", "--empty": "oklab" }; // by the first colour: around the wheel, or straight
+const mixed = (low, high, share) => `color-mix(in ${SPACES[low]}, var(${low}), var(${high}) ${Math.round(100 * clamp(share, 0, 1))}%)`;
 
 function ticks(low, high, about = 5) {
   const raw = (high - low) / about || 1;
@@ -58,7 +59,7 @@ function logTicks(low, high) {
 // bands have labels and equal widths. `paint(plot)` draws into plot.layer and adds plot.marks, the things to point at:
 // { x, y, text, box }, in the units of the drawing. Arrow keys go from mark to mark.
 function chart({ caption, note = "", x, y, key = [], nearest = "both", paint }) {
-  const size = { width: 580, height: 300, left: 58, right: 12, top: 12, bottom: 44 };
+  const size = { width: 580, height: 300, left: y.bands ? 78 : 58, right: 12, top: 12, bottom: 44 };
   const area = [size.left, size.width - size.right, size.height - size.bottom, size.top];
   const svg = draw("svg", { viewBox: `0 0 ${size.width} ${size.height}`, tabindex: 0, role: "img", "aria-label": `${caption}. ${note} Arrow keys go through its values.` });
   const place = (axis, from, to) => {
@@ -133,7 +134,7 @@ function pointing(figure, svg, marks, size, nearest) {
 
 const swatch = (colour, text) => make("span", {}, make("span", { class: "swatch", style: `background:${colour}` }), text);
 const ramp = (low, high, from, to, what) =>
-  make("span", {}, `${what} ${from}`, make("span", { class: "ramp", style: `background:linear-gradient(to right in oklab, var(${low}), var(${high}))` }), to);
+  make("span", {}, `${what} ${from}`, make("span", { class: "ramp", style: `background:linear-gradient(to right in ${SPACES[low]}, var(${low}), var(${high}))` }), to);
 const nothing = (caption, why) => make("figure", {}, make("figcaption", {}, caption), make("p", { class: "none" }, why));
 
 function choice(label, options, value, onchange) {
