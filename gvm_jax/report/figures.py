@@ -1,6 +1,7 @@
 """The plots of runs as images, for a paper or a message."""
 
 import io
+import textwrap
 from collections.abc import Sequence
 
 import matplotlib
@@ -51,8 +52,9 @@ def plot_allocation(runs: Sequence[RunRecord], out: epath.Path, last_steps: int 
         figure.colorbar(points, label="believed gradient norm")
         axes.set(
             xlabel="believed accept rate", ylabel="samples", xlim=(0, 1), ylim=(0, None),
-            title=f"{run.name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}",
         )  # fmt: skip
+        title = f"{run.name}: allocation, steps {rows[0]['step']} to {rows[-1]['step']}"
+        axes.set_title("\n".join(textwrap.wrap(title, 46)), fontsize="medium")
         axes.grid(alpha=0.3)
     return _save(figure, out / "allocation_against_accept_rate.png")
 

@@ -15,7 +15,7 @@ from gvm_jax.report.__main__ import main
 from gvm_jax.report.page import render
 from gvm_jax.report.records import read_run, read_runs
 
-HOSTILE = "</script><img src=x onerror=\"document.title='taken'\"><!-- &lt;b&gt; \u2028 \ud800"
+HOSTILE = "</script x></script><img src=x onerror=\"document.title='taken'\"><!-- &lt;b&gt; \u2028 \ud800"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
