@@ -11,22 +11,28 @@ import matplotlib.pyplot as plt
 import numpy as np
 from etils import epath
 
-from gvm_jax.report.records import RunRecord
+from gvm_jax.report.records import RunRecord, groups
 
 _COLUMNS = 3  # panels side by side
 
 
 def plot_learning_curves(runs: Sequence[RunRecord], out: epath.Path) -> epath.Path | None:
     """Held-out accuracy against rollouts; None where no run was evaluated."""
-    evaluated = [run for run in runs if run.evaluation]
-    if not evaluated:
+    if not any(run.evaluation for run in runs):
         return None
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for run in evaluated:
-        rollouts = [row.get("total/rollouts", np.nan) for row in run.evaluation]
-        axes.plot(rollouts, [row["accuracy"] for row in run.evaluation], marker="o", markersize=4, label=run.name)
+    for number, group in enumerate(groups(runs)):
+        colour, dashes = f"C{number % 10}", ("-", "--", ":", "-.")[number // 10 % 4]
+        for run in (runs[i] for i in group.runs):
+            rollouts = [row.get("total/rollouts", np.nan) for row in run.evaluation]
+            accuracy = [row["accuracy"] for row in run.evaluation]
+            label = group.name if run is runs[group.runs[0]] else None
+            axes.plot(rollouts, accuracy, dashes, color=colour, marker="o", markersize=4, label=label)
     axes.set(xlabel="rollouts (pilots included)", ylabel="held-out accuracy", ylim=(0, 1))
-    axes.set_title(evaluated[0].name) if len(runs) == 1 else axes.legend(fontsize="small")
+    if len(runs) == 1:
+        axes.set_title(runs[0].name)
+    else:
+        axes.legend(fontsize="small").set_in_layout(False)
     axes.grid(alpha=0.3)
     return _save(figure, out / "accuracy_against_rollouts.png")
 

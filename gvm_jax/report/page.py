@@ -17,7 +17,7 @@ from typing import Any
 
 from gvm_jax.config import flat
 from gvm_jax.report import series
-from gvm_jax.report.records import RunRecord
+from gvm_jax.report.records import RunRecord, groups
 from gvm_jax.report.summary import side_by_side, summary_rows
 from gvm_jax.report.texts import texts
 
@@ -31,7 +31,12 @@ def render(runs: Sequence[RunRecord]) -> bytes:
     script = "\n".join((files / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     samples, left_out = texts(list(runs))
-    data = {"runs": [run_data(run, colour) for run, colour in zip(runs, colours(runs), strict=True)], "steps": samples}
+    numbers = {run: number for number, group in enumerate(groups(runs)) for run in group.runs}
+    data = {
+        "runs": [run_data(run, numbers[i]) for i, run in enumerate(runs)],
+        "groups": [{"name": group.name, "runs": group.runs} for group in groups(runs)],
+        "steps": samples,
+    }
     page = string.Template((files / "page.html").read_text(encoding="utf-8")).substitute(
         hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         title=html.escape(title),
@@ -59,18 +64,6 @@ def run_data(run: RunRecord, colour: int) -> dict[str, Any]:
         "phases": series.phases(run),
         "endings": series.endings(run),
     }
-
-
-def colours(runs: Sequence[RunRecord]) -> list[int]:
-    """A number for each run; runs whose configs differ in the seed alone share it."""
-    numbers: dict[str, int] = {}
-    keys = [
-        json.dumps({name: value for name, value in run.config.items() if name != "seed"}, sort_keys=True)
-        if run.config
-        else run.name
-        for run in runs
-    ]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def embedded(data: Any) -> str:

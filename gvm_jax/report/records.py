@@ -6,7 +6,7 @@ import json
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.runtime.workdir import Workdir, workdir_path
@@ -84,6 +84,28 @@ def folder_of_all(workdirs: Sequence[str | os.PathLike[str]]) -> str:
     folders = [os.fspath(workdir_path(workdir)).split("/")[:-1] for workdir in workdirs]
     shared = itertools.takewhile(lambda parts: len(set(parts)) == 1, zip(*folders, strict=False))
     return "/".join(parts[0] for parts in shared)
+
+
+class Group(NamedTuple):
+    """Runs whose configs differ in the seed alone."""
+
+    name: str
+    runs: list[int]  # places in the list of all
+
+
+def groups(runs: Sequence[RunRecord]) -> list[Group]:
+    """The groups, in order of their first runs; one of several runs is named by the folder they lie in, if they do."""
+    members: dict[str, list[int]] = {}
+    for number, run in enumerate(runs):
+        settings = {name: value for name, value in run.config.items() if name != "seed"}
+        members.setdefault(json.dumps(settings, sort_keys=True) if settings else run.name, []).append(number)
+    found = []
+    for numbers in members.values():
+        first, folders = runs[numbers[0]].name, {runs[i].name.rpartition("/")[0] for i in numbers}
+        name = folders.pop() if len(folders) == 1 else ""
+        several = f"{name} ({len(numbers)} seeds)" if name else f"{first} and {len(numbers) - 1} more"
+        found.append(Group(several if len(numbers) > 1 else first, numbers))
+    return found
 
 
 def _rows(workdir: pathlib.Path, table: str) -> Rows:

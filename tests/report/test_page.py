@@ -13,7 +13,7 @@ import pytest
 from gvm_jax import report
 from gvm_jax.report.__main__ import main
 from gvm_jax.report.page import render
-from gvm_jax.report.records import read_run, read_runs
+from gvm_jax.report.records import groups, read_run, read_runs
 
 HOSTILE = "</script x></script><img src=x onerror=\"document.title='taken'\"><!-- &lt;b&gt; \u2028 \ud800"
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -91,6 +91,7 @@ def test_hostile_text_stays_text(tmp_path):
     runs = [read_run(write_run(tmp_path / "a" / "<b onload=x>", hostile=True), HOSTILE)]
     for page in (render(runs), render([*runs, read_run(write_run(tmp_path / "plain"))])):
         elements = Elements(page)
+        assert "<" not in page.decode().partition('id="data">')[2].partition("</script>")[0]
         assert not [tag for tag, _ in elements.found if tag in ("img", "b")]
         data = json.loads(elements.scripts["application/json"])
         text = HOSTILE.replace("\ud800", "\ufffd")
@@ -112,8 +113,10 @@ def test_runs_that_differ_in_the_seed_share_a_colour_and_are_named_by_what_is_th
     folders = [write_run(tmp_path / name, seed=i, lr=name[0]) for i, name in enumerate(("a/s0", "a/s1", "b/s0"))]
     runs = read_runs(folders)
     page = render(runs)
-    drawn = json.loads(Elements(page).scripts["application/json"])["runs"]
-    assert [(run["name"], run["colour"]) for run in drawn] == [("a/s0", 0), ("a/s1", 0), ("b/s0", 1)]
+    data = json.loads(Elements(page).scripts["application/json"])
+    assert [(run["name"], run["colour"]) for run in data["runs"]] == [("a/s0", 0), ("a/s1", 0), ("b/s0", 1)]
+    assert data["groups"] == [{"name": "a (2 seeds)", "runs": [0, 1]}, {"name": "b/s0", "runs": [2]}]
+    assert [group.name for group in groups([*read_runs(folders[:1]), *read_runs(folders[1:2])])] == ["s0 and 1 more"]
     settings = page.decode().partition("Settings</summary>")[2].partition("</details>")[0]
     assert re.findall(r'<th scope="row">(\w+)</th>', settings) == ["lr", "seed"]
 
@@ -203,6 +206,8 @@ svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
 svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
 found.tip = document.querySelector(".tip").textContent;
 document.querySelectorAll("input[type=radio]")[3].click();
+document.querySelector("#learning-controls input[type=checkbox]").click();
+found.lines = document.querySelectorAll("#learning-charts polyline").length;
 found.axis = texts("#learning-charts svg text").includes("seconds without evaluation");
 document.title = JSON.stringify(found);
 """
@@ -231,5 +236,5 @@ def test_a_browser_draws_filters_and_runs_nothing_else(tmp_path):
     assert tip.startswith("a, step 1\naccuracy 0.25") and "10 rollouts" in tip
     assert found == {
         "figures": 14, "all": 12, "search": ["two 2", "two 2"], "marks": ["two 2", "two 2"], "prompt": 6, "step": 4,
-        "verdict": 2, "axis": True,
+        "verdict": 2, "axis": True, "lines": 2,
     }  # fmt: skip

@@ -15,7 +15,7 @@ function learning(caption, note, table, label, runs, cost, dots) {
     paint(plot) {
       for (const run of shown) {
         const at = points(run).map(([x, value, step]) => ({ x: plot.x(x), y: plot.y(value), text: `${run.name}, step ${step}\n${label} ${short(value)}\n${short(x)} ${COSTS[cost]}` }));
-        plot.layer.append(draw("polyline", { points: at.map((mark) => `${mark.x},${mark.y}`).join(" "), fill: "none", "stroke-width": dots ? 2 : 1.5, style: `stroke:${series(run.colour)}`, "stroke-dasharray": dashes(run.colour) }));
+        plot.layer.append(draw("polyline", { points: at.map((mark) => `${mark.x},${mark.y}`).join(" "), fill: "none", "stroke-width": dots ? 2 : 1.5, "stroke-opacity": shown.length > 8 ? 0.65 : 1, style: `stroke:${series(run.colour)}`, "stroke-dasharray": dashes(run.colour) }));
         if (dots && shown.length <= 8) for (const mark of at) plot.layer.append(draw("circle", { cx: mark.x, cy: mark.y, r: 2.6, style: `fill:${series(run.colour)}` }));
         plot.marks.push(...at);
       }

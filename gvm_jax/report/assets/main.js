@@ -1,6 +1,6 @@
 // Puts the page together from its data.
 
-const { runs, steps } = JSON.parse(document.getElementById("data").textContent);
+const { runs, groups, steps } = JSON.parse(document.getElementById("data").textContent);
 const show = (id, ...children) => document.getElementById(id).replaceChildren(...children);
 
 function learningSection() {
@@ -14,8 +14,9 @@ function learningSection() {
   };
   const axes = Object.entries(COSTS).map(([name, text]) =>
     make("label", {}, make("input", { type: "radio", name: "cost", checked: name === cost, onchange: () => { cost = name; paint(); } }), ` ${text}`));
-  const toggles = runs.map((run, i) =>
-    make("label", {}, make("input", { type: "checkbox", checked: true, onchange: (event) => { hidden[event.target.checked ? "delete" : "add"](i); paint(); } }), " ", swatch(series(run.colour), run.name)));
+  const toggle = (group, shown) => { for (const i of group.runs) hidden[shown ? "delete" : "add"](i); paint(); };
+  const toggles = groups.map((group, i) =>
+    make("label", {}, make("input", { type: "checkbox", checked: true, onchange: (event) => toggle(group, event.target.checked) }), " ", swatch(series(i), group.name)));
   show("learning-controls", make("fieldset", {}, make("legend", {}, "Against"), ...axes), ...(runs.length > 1 ? [make("fieldset", {}, make("legend", {}, "Runs"), ...toggles)] : []));
   paint();
 }
