@@ -222,10 +222,11 @@ def test_a_browser_draws_filters_and_runs_nothing_else(tmp_path):
         (tmp_path / name).write_text(text)
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-            "--disable-component-update --disable-sync --dump-dom"
+            "--disable-component-update --disable-sync --disable-dev-shm-usage --dump-dom"
         ).split()
-        command = [CHROMIUM, *flags, f"--user-data-dir={tmp_path / 'profile'}", (tmp_path / name).as_uri()]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60).stdout
+        flags += [f"--user-data-dir={tmp_path / name}.profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command = [CHROMIUM, *flags, (tmp_path / name).as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
         assert "<article>" in shown and "<img" not in shown
         return html.unescape(re.search(r"<title>(.*?)</title>", shown)[1])
 
