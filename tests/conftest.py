@@ -38,6 +38,12 @@ def test_mesh():
     return make_mesh
 
 
+def pytest_collection_modifyitems(items) -> None:
+    """Files with slow tests come first: a worker that gets one last keeps the others waiting."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
 _LOWERED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: _LOWERED.append(event) if event.endswith("jaxpr_to_mlir_module_duration") else None

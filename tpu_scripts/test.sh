@@ -7,5 +7,5 @@ activate_environment test
 cd "${root:?}"
 ruff check .
 ruff format --check .
-# By whole files, so that a worker compiles a file's programs once.
-exec python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile "$@"
+# By whole files, so that a worker compiles a file's programs once, and in the order of tests/conftest.py.
+exec python -m pytest --numprocesses=auto --maxprocesses=8 --dist=loadfile --no-loadscope-reorder "$@"
