@@ -68,7 +68,9 @@ def evaluate(
       VerifierFailure: the grader failed on too many answers.
       Preempted: on SIGTERM or Ctrl-C; the answers so far are kept.
     """
-    config = ConfigDict(config).unlock()
+    if step not in ("newest", "best") and not step.isdecimal():
+        raise ConfigError(f"--step={step}: must be a number, newest or best")
+    config = ConfigDict(config.to_dict())
     trained = _run_config(checkpoint) if checkpoint else None
     config.model.path = config.model.path or (trained.model.path if trained else "")
     config.evaluation.path, config.data.path = ",".join(paths), ",".join(paths)
@@ -146,14 +148,15 @@ def _load_weights(sampler: Sampler, checkpoint: str | None, step: str) -> tuple[
     if checkpoint is None:
         params, where = sampler.load_params(), {}
     else:
-        if step not in ("newest", "best") and not step.isdecimal():
-            raise ConfigError(f"--step={step}: must be a number, newest or best")
-        wanted = {"newest": lambda: None, "best": lambda: best_step(checkpoint)}.get(step, lambda: int(step))()
+        if step == "best":
+            number = best_step(checkpoint)
+        else:
+            number = None if step == "newest" else int(step)
         abstract = jax.tree.map(
             lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
             sampler.model.abstract_params, param_shardings(sampler.model, sampler.mesh),
         )  # fmt: skip
-        params, restored = restore_subtree(checkpoint, "params", abstract, wanted)
+        params, restored = restore_subtree(checkpoint, "params", abstract, number)
         where = {"checkpoint": checkpoint, "step": restored}
     return params, where | {"checksum": f"{sum(checksums(params).values()) % 2**64:016x}"}
 

@@ -51,15 +51,20 @@ def draw(
         missing = list(missing_runs(prompts.ids, samples, known))
         if missing:
             policy = load_policy()  # compiles, which is no part of the time that is left
-            progress = SampleProgress(name, len(prompts) * samples, len(known), jax.process_count(), active=first)
+            earlier = 0  # tokens of the rounds before
+            progress = SampleProgress(
+                name, len(prompts) * samples, len(known), lambda: earlier + policy.stats.sampled_tokens,
+                jax.process_count(), active=first,
+            )  # fmt: skip
 
             def write(answer: Answer) -> None:
                 store.write(make_record(sampler, prompts, answer))
                 progress.add(len(answer.response), answer.verdict.score > 0)
 
             size = ROUND * sampler.engine.settings.slots * sampler.engine.replicas * jax.process_count()
-            for ids, first_samples, counts in rounds(missing, size):
-                key = run_key(config.seed, "evaluation", 0)
+            key = run_key(config.seed, "evaluation", 0)
+            for number, (ids, first_samples, counts) in enumerate(rounds(missing, size)):
+                earlier += policy.stats.sampled_tokens if number else 0
                 sampler.sample(
                     policy, prompts, ids, counts, key, config.evaluation.temperature, first_samples, on_graded=write
                 )

@@ -100,6 +100,7 @@ class SampleProgress:
       name: of the work.
       total: samples in all.
       done: those that were there before.
+      sampled: gives the tokens that this process has sampled so far, of samples that have not ended too.
       processes: how many draw them.
       active: False on all processes but the first: nothing is printed.
       every: seconds between two lines.
@@ -111,12 +112,14 @@ class SampleProgress:
         name: str,
         total: int,
         done: int,
+        sampled: Callable[[], int],
         processes: int = 1,
         active: bool = True,
         every: float = 15.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._name, self._total, self._before, self._processes = name, total, done, processes
+        self._sampled = sampled
         self._active, self._every, self._clock = active, every, clock
         self._start = self._last = clock()
         self._samples = self._correct = self._tokens = 0
@@ -138,10 +141,13 @@ class SampleProgress:
             return
         spent = max(self._last - self._start, 1e-9)
         done = min(self._before + self._samples * self._processes, self._total)
-        left = spent * (self._total - done) / (self._samples * self._processes)
+        sampled = self._sampled() * self._processes
+        # As if the others were as long as those that have ended, of which short ones come first.
+        to_sample = (self._total - self._before) * self._tokens / self._samples - sampled
+        left = spent * max(to_sample, 0) / sampled
         print(
             f"{self._name}: {done:,}/{self._total:,} samples, {100 * self._correct / self._samples:.1f} % correct, "
-            f"{self._tokens * self._processes / spent:,.0f} tokens/s, {_duration(spent)} spent, {_duration(left)} left",
+            f"{sampled / spent:,.0f} tokens/s, {_duration(spent)} spent, {_duration(left)} left",
             flush=True,
         )
 
