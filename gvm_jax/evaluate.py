@@ -83,7 +83,10 @@ def evaluate(
         params, weights = _load_weights(sampler, checkpoint, step)
         settings = common_settings(sampler) | {"weights": weights}
         stores = {
-            name: SampleStore(workdir / name, settings | {"path": path, "questions": prompts.fingerprint()})
+            name: SampleStore(
+                workdir / name,
+                {"questions": {"path": path, "number": len(prompts), "hash": prompts.fingerprint()}, **settings},
+            )
             for path, (name, prompts) in zip(paths, data_sets.items(), strict=True)
         }
         stop.nothing_to_lose = False

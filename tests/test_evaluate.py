@@ -109,9 +109,11 @@ def test_after_a_kill_it_goes_on_to_the_same_bytes(trained, finished, tmp_path, 
 
 
 def test_changed_settings_are_refused_by_name(trained, finished):
-    changed = small_config(**SAMPLES, **{"rollout.top_k": 5, "seed": 1})
-    with pytest.raises(ConfigError, match=r"Fields:\n  rollout\.top_k: 0 -> 5\n  seed: 0 -> 1$"):
+    changed = small_config(**SAMPLES, **{"evaluation.temperature": 0.5, "seed": 1})
+    with pytest.raises(ConfigError, match=r"Fields:\n  evaluation\.temperature: 1\.0 -> 0\.5\n  seed: 0 -> 1$"):
         evaluate(changed, finished[0], [SUMS], str(trained[0]))
+    with pytest.raises(ConfigError, match=r"Fields:\n  questions\.hash: .*\n  questions\.number: 15 -> 3$"):
+        evaluate(small_config(**SAMPLES, **{"evaluation.prompts": 3}), finished[0], [SUMS], str(trained[0]))
     with pytest.raises(ConfigError, match=r"Fields:\n  weights\.step: 3 -> 2$"):
         evaluate(small_config(**SAMPLES), finished[0], [SUMS], str(trained[0]), step="2")
 
