@@ -13,6 +13,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["gvm_jax", "gvm_jax.*"]),
+    package_data={"gvm_jax.report": ["assets/*"]},
     entry_points={"console_scripts": ["gvm-jax = gvm_jax.__main__:main"]},
     install_requires=[
         "absl-py",

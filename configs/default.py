@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     config.model = ConfigDict()
     config.model.path = ""  # Hugging Face folder or hub name of a Qwen2.5 model
     config.model.compute_dtype = "auto"  # float32 | bfloat16 | auto (bfloat16 where the device computes it faster)
-    config.model.remat = True  # recompute a layer's activations in the backward pass instead of keeping them
+    # What of a layer the backward pass computes again instead of keeping it: full (all) | dots (all but the results of
+    # its matrix products) | none
+    config.model.remat = "full"
 
     config.data = ConfigDict()
     config.data.path = ""  # hub name, a .json/.jsonl/.parquet/.csv file or a folder of them, or builtin:arithmetic
@@ -134,7 +136,7 @@ def get_config() -> ConfigDict:
     config.optimizer.max_gradient_norm = 1.0  # global-norm clip
     # An update whose loss or gradient is not finite is left out; after so many in a row the run stops.
     config.optimizer.max_skipped_updates = 5
-    config.optimizer.logprob_chunk = 128  # response positions whose vocabulary logits are held at once
+    config.optimizer.logprob_chunk = 512  # response tokens of a device whose vocabulary logits are held at once
 
     config.mesh = ConfigDict()
     config.mesh.data = -1  # batch axis; -1 = the devices that the other axes leave
@@ -144,6 +146,9 @@ def get_config() -> ConfigDict:
     config.distributed = ConfigDict()  # of a run of several processes; gvm_jax/runtime/distributed.py finds them
     config.distributed.start_seconds = 300.0  # wait for processes that start late; then the missing ones are named
     config.distributed.peer_seconds = 60.0  # a process that is silent for so long is given up, and the run ends
+
+    config.journal = ConfigDict()  # the record of a run in its workdir
+    config.journal.samples = 16  # samples of a step whose text goes to samples.jsonl, spread over its prompts; 0 = none
 
     config.wandb = ConfigDict()  # Weights & Biases, beside the workdir's own files; WANDB_MODE=offline and such hold
     config.wandb.project = ""  # its project; "" = off. Wants pip install -e '.[wandb]'

@@ -45,7 +45,6 @@ def get_config(arg: str = "gvm_raft"):
     config.rollout.prefill_tokens = 2048
     config.gradient_norms.method = "update"
     config.optimizer.micro_batch = 16
-    config.optimizer.logprob_chunk = 512  # a chunk's gradient of the output head is what most memory traffic is
     config.mesh.data = 1
     config.mesh.fsdp = -1
     return config

@@ -14,7 +14,7 @@ COMMANDS = {  # module of gvm_jax -> what it does
     "plan": "say whether a config fits a TPU or GPU topology, before paying for it",
     "compare": "train strategies side by side over seeds",
     "variance": "measure the variance of the strategies' gradient estimates",
-    "report": "show a run's table and draw its plots again, or several runs in one table",
+    "report": "a table, plots and one page of HTML of a run, or of several together",
     "convert": "write a run's policy as a Hugging Face folder",
     "benchmark": "measure rollouts beside PyTorch's and JAX's engines",
 }

@@ -74,7 +74,7 @@ RULES: dict[str, Rule] = {
     "rollouts_per_step": _integer(at_least=1),
     "model.path": _text("a Hugging Face folder or hub name of a Qwen2.5 model"),
     "model.compute_dtype": _choice("auto", "bfloat16", "float32"),
-    "model.remat": Rule("True or False", lambda value: isinstance(value, bool)),
+    "model.remat": _choice("full", "dots", "none"),
     "data.path": _text(_DATA_SET),
     "data.subset": _ANY_TEXT,
     "data.split": _NAME,
@@ -165,6 +165,7 @@ RULES: dict[str, Rule] = {
     "mesh.tensor": _MESH_AXIS,
     "distributed.start_seconds": _number(above=0),
     "distributed.peer_seconds": _number(above=0),
+    "journal.samples": _integer(at_least=0),
     "wandb.project": _ANY_TEXT,
     "checkpoint.every": _integer(at_least=1),
     "checkpoint.keep": _integer(at_least=1),
@@ -262,12 +263,12 @@ _CROSS_RULES: dict[Callable[..., str | None], tuple[str, ...]] = {
 }
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """The fields of a nested config by dotted name."""
     fields = {}
     for name, value in config.items():
         if isinstance(value, Mapping | ConfigDict):
-            fields |= _flat(value, f"{prefix}{name}.")
+            fields |= flat(value, f"{prefix}{name}.")
         else:
             fields[prefix + name] = value
     return fields
@@ -305,7 +306,7 @@ def validate(config: ConfigDict) -> None:
     Raises:
       ConfigError: with all problems, one a line.
     """
-    fields = _flat(config)
+    fields = flat(config)
     broken = {name: f"{name}: missing; must be {rule.allowed}" for name, rule in RULES.items() if name not in fields}
     for name, value in fields.items():
         if name not in RULES:
@@ -324,7 +325,7 @@ def validate(config: ConfigDict) -> None:
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """The fields that differ between two resolved configs, as "field: old -> new", in order of name."""
-    old, new, absent = _flat(old), _flat(new), object()
+    old, new, absent = flat(old), flat(new), object()
 
     def show(value: Any) -> str:
         return "(absent)" if value is absent else repr(value)

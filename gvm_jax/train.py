@@ -24,6 +24,7 @@ from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.run import Run, describe_run
+from gvm_jax.training.samples import SampleTexts
 
 
 def train(config, workdir: os.PathLike[str]) -> None:
@@ -57,7 +58,8 @@ def train(config, workdir: os.PathLike[str]) -> None:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
         tracker = Tracker(wandb, workdir, files.local, config) if wandb and first else None
         limit = config.optimizer.max_skipped_updates
-        journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker)
+        samples = SampleTexts(run.prompts, run.tokenizer, config.journal.samples)
+        journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
         try:
             loop(config, run, state, journal, checkpointer, stop)
         finally:

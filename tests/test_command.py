@@ -8,7 +8,7 @@ import pytest
 
 from gvm_jax.__main__ import COMMANDS
 from gvm_jax.config import RULES, nearest_field
-from gvm_jax.report import side_by_side
+from gvm_jax.report import read_runs, side_by_side
 from gvm_jax.train import next_command
 from tests.test_train import ROOT, environment
 
@@ -60,7 +60,7 @@ MISTAKES = {
     f"{QUICKSTART} --config.optimzer.learning_rate=1": "did you mean --config.optimizer.learning_rate?",
     f"{QUICKSTART} --config.optimizer.lr 1": "--config.optimizer.lr: no such field; did you mean "
     "--config.optimizer.learning_rate?",
-    f"{QUICKSTART} --noconfig.model.rmat": "did you mean --config.model.remat?",
+    f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
     f"{QUICKSTART} --config.xyzzy=1": "no such field; configs/default.py lists the known ones",
     f"{QUICKSTART} --config.steps=x": "--config.steps=x: invalid literal for int",
     f"{QUICKSTART} --workdir=": "--workdir= is empty; name a folder",
@@ -73,7 +73,7 @@ MISTAKES = {
     OWN + "none.py": "the file defines no get_config()",
     OWN + "argument.py:raft": "its get_config() does not fit the argument 'raft'",
 }
-GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.model.remat", f"{QUICKSTART}:grpo --config.steps 7"]
+GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.objective.mask_truncated", f"{QUICKSTART}:grpo --config.steps 7"]
 
 
 def call(*command, **options):
@@ -191,6 +191,6 @@ def test_several_runs_are_reported_in_one_table(tmp_path):
         line |= {f"total/{total}": tokens for total in ("prompts", "rollouts", "sampled_tokens", "trained_tokens")}
         (tmp_path / name / "metrics.jsonl").write_text(json.dumps(line | {"total/updates": 2}) + "\n")
     (tmp_path / "b/evaluation.jsonl").write_text(json.dumps({"step": 0, "accuracy": 0.25}) + "\n")
-    rows = {row.pop(""): list(row.values()) for row in side_by_side([tmp_path / "a", tmp_path / "b"])}
+    rows = {row.pop(""): list(row.values()) for row in side_by_side(read_runs([tmp_path / "a", tmp_path / "b"]))}
     assert rows["sampled tokens"] == ["1,000", "2,500"]
     assert rows["held-out accuracy after step 0"] == ["", "0.250"]

@@ -150,6 +150,7 @@ BROKEN = [
     ("mesh__tensor", 1.0),
     ("distributed__start_seconds", 0.0),
     ("distributed__peer_seconds", float("inf")),
+    ("journal__samples", -1),
     ("wandb__project", None),
     ("checkpoint__every", 0),
     ("checkpoint__keep", 0),

@@ -98,7 +98,7 @@ def test_a_run_killed_at_many_moments_ends_in_the_same_bits(tmp_path):
     done = run(killed, "never")
     assert done.returncode == 0, done.stderr
     assert sum("exit -9" in line for line in moments) >= 0.75 * KILLS, moments
-    for table in ("metrics", "evaluation", "allocation"):
+    for table in ("metrics", "evaluation", "allocation", "samples"):
         assert record(killed, table) == record(undisturbed, table), table
     assert [row["step"] for row in record(killed, "metrics")] == list(range(1, STEPS + 1))
     step, state = newest_state(killed)

@@ -104,6 +104,19 @@ def test_metrics_account_for_everything(finished):
     assert any(max(row["count"]) > 4 for row in read_rows(finished, "allocation")), "never left uniform"
 
 
+def test_samples_are_those_of_the_step_as_the_grader_saw_them(finished):
+    problems = [json.loads(line) for line in (ROOT / "tests/sums.jsonl").read_text().splitlines()]
+    for row, allocation in zip(read_rows(finished, "samples"), read_rows(finished, "allocation"), strict=True):
+        assert row["step"] == allocation["step"] and len(row["response"]) == 16
+        assert set(row["prompt_id"]) == set(allocation["prompt_id"])
+        for prompt_id, prompt, reference, response, reward, status in zip(
+            *(row[name] for name in ("prompt_id", "prompt", "reference", "response", "reward", "status")), strict=True
+        ):
+            assert (prompt, reference) == (problems[prompt_id]["problem"], str(problems[prompt_id]["answer"]))
+            boxed = response.rpartition("\\boxed{")[2].partition("}")[0]
+            assert (reward == 1) == (boxed == reference) == (status == "correct")
+
+
 def test_the_run_leaves_its_config_checkpoints_and_plots(finished):
     from gvm_jax import report
 
@@ -168,7 +181,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_no_more(finished, tmp_path, ca
     train(small_config(), workdir)
     assert "CHECKPOINT OF STEP 3 IS BROKEN, GOING ON FROM STEP 2" in caplog.text
     assert final_state(workdir) == final_state(finished)
-    for table in ("metrics", "evaluation", "allocation"):
+    for table in ("metrics", "evaluation", "allocation", "samples"):
         assert without_times(read_rows(workdir, table)) == without_times(read_rows(finished, table))
 
 

@@ -49,7 +49,7 @@ def main() -> None:
     """Train and write the folder."""
     write_tokenizer(FOLDER)
     tokenizer = load_tokenizer(str(FOLDER))
-    model = Model(Qwen2Config.from_folder(FOLDER), remat=True)  # faster on a CPU, too
+    model = Model(Qwen2Config.from_folder(FOLDER), remat="full")  # faster on a CPU, too
     optimizer = optax.chain(
         optax.clip_by_global_norm(1.0), optax.adamw(optax.cosine_decay_schedule(LEARNING_RATE, STEPS))
     )

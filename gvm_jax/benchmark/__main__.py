@@ -52,6 +52,9 @@ _ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollo
 _NORMS = flags.DEFINE_multi_string(
     "norms", [], "FIELD=VALUE of config.gradient_norms, or remat, for gvm_jax; may be repeated."
 )
+_UPDATE = flags.DEFINE_multi_string(
+    "update", [], "remat=NAME or logprob_chunk=TOKENS of an update, for gvm_jax; may be repeated."
+)
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {
     name: flags.DEFINE_string(f"{name}_python", sys.executable, f"Interpreter with {name} installed.")
@@ -144,6 +147,7 @@ def main(argv: list[str]) -> None:
             "micro_batch": _MICRO_BATCH.value,
             "rollout": parse_settings("rollout", _ROLLOUT.value),
             "norms": parse_settings("norms", _NORMS.value),
+            "update": parse_settings("update", _UPDATE.value),
         }
         about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
     except (BenchmarkError, DataError, ModelError, ValueError) as error:

@@ -4,12 +4,14 @@ log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and
 """
 
 import dataclasses
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from gvm_jax.models.products import outer
 from gvm_jax.models.qwen2 import Qwen2, segment_attention
 
 VOCABULARY_CHUNK = 128
@@ -34,6 +36,30 @@ def select_logprobs(
     total = partition_sums(logits, peak, inverse).sum(-1)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
     return ((chosen - peak) * inverse)[..., 0] - jnp.log(total)
+
+
+def entropies(logits: Float[Array, "... V"], temperature: float | Float[Array, ""]) -> Float[Array, "..."]:
+    """−Σ π_T log π_T in nats, of the untempered policy at a temperature of 0."""
+    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
+    peak = logits.max(-1, keepdims=True)
+    total = partition_sums(logits, peak, inverse).sum(-1)
+    scaled = (logits - peak) * inverse
+    return jnp.log(total) - (jnp.exp(scaled) * scaled).sum(-1) / total
+
+
+def logit_gradients(
+    logits: Float[Array, "... V"],
+    tokens: Int[Array, "..."],
+    slopes: Float[Array, "..."],
+    temperature: float | Float[Array, ""],
+) -> Float[Array, "... V"]:
+    """Σ slope · ∂ log π_T / ∂ z of `select_logprobs`: slope · (onehot(y) − softmax(z / T)) / T."""
+    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
+    peak = logits.max(-1, keepdims=True)
+    total = partition_sums(logits, peak, inverse).sum(-1)
+    chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
+    slopes = slopes * inverse
+    return chosen * slopes[..., None] - jnp.exp((logits - peak) * inverse) * (slopes / total)[..., None]
 
 
 def hidden_states(
@@ -62,12 +88,14 @@ def token_logprobs(
     wanted: Bool[Array, "B L"],
     temperature: float,
     chunk: int,
-) -> Float[Array, "B L"]:
-    """log π_T of the wanted tokens, 0 of the others.
+) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+    """log π_T of the wanted tokens and the entropy of π_T, in nats, where they were drawn; 0 elsewhere.
 
-    The wanted tokens of a row are taken together, and logits exist for `chunk` of each row at a time, in the forward
-    and (recomputed) in the backward pass: [B, L, vocabulary] is never in memory, and tokens that are not wanted, those
-    of prompts say, cost nothing.
+    Entropies have no gradient.
+
+    The wanted tokens are taken together, and logits exist for `chunk` of them at a time, in the forward and
+    (recomputed) in the backward pass: [B, L, vocabulary] is never in memory, and tokens that are not wanted, those of
+    prompts say, cost nothing.
 
     Args:
       model: whose head turns states into logits.
@@ -75,14 +103,16 @@ def token_logprobs(
       tokens: ids.
       wanted: which to predict; never a row's first.
       temperature: T.
-      chunk: static.
+      chunk: static; of the rows of a device, where a mesh splits them.
     """
-    chunks = _Chunks(model, temperature, min(chunk, tokens.shape[1] - 1))
+    chunks = _Chunks(model, temperature, min(chunk, tokens.size))
     tokens, wanted = jnp.asarray(tokens), jnp.asarray(wanted)  # numpy's cannot be indexed in a loop
-    kernel, rows, most = model.head.kernel[...], (hidden, tokens, wanted), wanted.sum(1).max()
+    kernel, rows = model.head.kernel[...], (hidden, tokens, wanted)
     if not model.splits(tokens.shape[0]):
-        return chunks.logprobs(kernel, *rows, most)
+        return chunks.logprobs(kernel, *rows, wanted.sum())
     split = model.rows.spec
+    devices = math.prod(model.rows.mesh.shape[axis] for axis in split[0])
+    most = wanted.reshape(devices, -1).sum(1).max()
     chunks = dataclasses.replace(chunks, manual_axes=split[0])
 
     def gather(kernel, *rows):
@@ -94,16 +124,16 @@ def token_logprobs(
 
     return jax.shard_map(
         gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
-        out_specs=split, axis_names={*split[0]},
+        out_specs=(split, split), axis_names={*split[0]},
     )(kernel, *rows, most)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """Log-probabilities of wanted tokens, so many of each row at a time.
+    """Log-probabilities of wanted tokens, so many at a time.
 
-    The loops end with the last chunk that any row needs, which reverse-mode differentiation of a loop does not allow:
-    hence a backward pass of our own. It holds one gradient of the head's kernel and adds each chunk's to it.
+    The loops end with the last chunk that is needed, which reverse-mode differentiation of a loop does not allow: hence
+    a backward pass of our own. It holds one gradient of the head's kernel and adds each chunk's to it.
     """
 
     model: Qwen2
@@ -116,51 +146,56 @@ class _Chunks:
         missing = tuple(axis for axis in self.manual_axes if axis not in known)
         return jax.lax.pcast(x, missing, to="varying") if missing else x
 
-    def logprobs(self, kernel, hidden, tokens, wanted, most) -> Float[Array, "B L"]:
-        """`token_logprobs`, for rows that are all here; `most` is the most wanted tokens of a row of all devices."""
-        order = 1 + jnp.argsort(~wanted[:, 1:], axis=1, stable=True)  # positions, the wanted ones first
-        order = jnp.pad(order, ((0, 0), (0, -order.shape[1] % self.chunk)), constant_values=1)
-        targets = tokens, order, wanted.sum(1, keepdims=True), -(-most // self.chunk)
+    def logprobs(self, kernel, hidden, tokens, wanted, most) -> tuple[Float[Array, "B L"], Float[Array, "B L"]]:
+        """`token_logprobs`, for rows that are all here; `most` is the most wanted tokens of any device."""
+        size, dtype = tokens.size, self.model.dtype
+        order = jnp.argsort(~wanted.ravel(), stable=True)  # places, the wanted ones first
+        order = jnp.pad(order, (0, -size % self.chunk))
+        targets = tokens.ravel(), order, wanted.sum(), -(-most // self.chunk)
 
         # Arrays that a function with a backward pass of its own finds around it cannot leave a shard_map.
         @jax.custom_vjp
-        def forward(kernel, hidden, targets):
-            rows = jnp.arange(hidden.shape[0])[:, None]
+        def forward(kernel, states, targets):
+            kernel = kernel.astype(dtype)
 
             def add(i, found):
                 at, inside, chosen = self._part(targets, i)
-                logprobs = self._of_states(kernel, hidden[rows, at - 1], chosen, inside)
+                logits = self.model.head.logits(states[before(at)], kernel)
+                values = select_logprobs(logits, chosen, self.temperature), entropies(logits, self.temperature)
                 # What is not wanted has a place out of range, which is dropped.
-                return found.at[rows, jnp.where(inside, at, hidden.shape[1])].set(logprobs, mode="drop")
+                return found.at[:, jnp.where(inside, at, size)].set(jnp.stack(values), mode="drop")
 
-            return jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros(hidden.shape[:2])))
+            found = jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros((2, size))))
+            return found[0], found[1]
 
         def backward(known, slopes):
-            kernel, hidden, targets = known
-            rows = jnp.arange(hidden.shape[0])[:, None]
+            (kernel, states, targets), (slopes, _) = known, slopes
+            rounded = kernel.astype(dtype)
 
             def add(i, gradients):
                 at, inside, chosen = self._part(targets, i)
-                states = hidden[rows, at - 1]
-                _, pull = jax.vjp(lambda *inputs: self._of_states(*inputs, chosen, inside), kernel, states)
-                of_kernel, of_hidden = pull(slopes[rows, at])
-                return gradients[0] + of_kernel, gradients[1].at[rows, at - 1].add(of_hidden)
+                mine = states[before(at)]
+                logits = self.model.head.logits(mine, rounded)
+                of_logits = logit_gradients(logits, chosen, jnp.where(inside, slopes[at], 0.0), self.temperature)
+                of_logits = of_logits.astype(dtype)
+                return gradients[0] + outer(of_logits, mine), gradients[1].at[before(at)].add(of_logits @ rounded)
 
-            zeros = [self.vary(jnp.zeros(x.shape, x.dtype)) for x in (kernel, hidden)]
+            zeros = [self.vary(jnp.zeros(x.shape, x.dtype)) for x in (kernel, states)]
             return *jax.lax.fori_loop(0, targets[-1], add, tuple(zeros)), None
 
+        def before(at):
+            """Places of the states that predict these tokens; any for a first one, which is not wanted."""
+            return jnp.maximum(at - 1, 0)
+
         forward.defvjp(lambda *inputs: (forward(*inputs), inputs), backward)
-        return forward(kernel, hidden, targets)
+        logprobs, entropy = forward(kernel, hidden.reshape(size, -1), targets)
+        return logprobs.reshape(tokens.shape), jax.lax.stop_gradient(entropy.reshape(tokens.shape))
 
     def _part(self, targets, i):
-        """(positions, which are wanted, tokens) of a chunk."""
+        """(places, which are wanted, tokens) of a chunk."""
         tokens, order, count, _ = targets
-        at = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk, axis=1)
-        return at, i * self.chunk + jnp.arange(self.chunk) < count, jnp.take_along_axis(tokens, at, axis=1)
-
-    def _of_states(self, kernel, states, chosen, inside):
-        logits = self.model.head.logits(states, kernel)
-        return jnp.where(inside, select_logprobs(logits, chosen, self.temperature), 0.0)
+        at = jax.lax.dynamic_slice_in_dim(order, i * self.chunk, self.chunk)
+        return at, i * self.chunk + jnp.arange(self.chunk) < count, tokens[at]
 
 
 def response_logprobs(
@@ -180,7 +215,7 @@ def response_logprobs(
     begins, ends = prompt_lengths[:, None], (prompt_lengths + response_lengths)[:, None]
     hidden = hidden_states(model, tokens, positions, (positions < ends).astype(jnp.int32))
     wanted = (positions >= begins) & (positions < ends)
-    logprobs = token_logprobs(model, hidden, tokens, wanted, temperature, chunk)
+    logprobs, _ = token_logprobs(model, hidden, tokens, wanted, temperature, chunk)
     offsets = jnp.arange(max_response)
     at = jnp.minimum(begins + offsets, tokens.shape[1] - 1)
     return jnp.where(offsets < response_lengths[:, None], jnp.take_along_axis(logprobs, at, axis=1), 0.0)

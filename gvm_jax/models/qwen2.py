@@ -21,11 +21,18 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.products import matmul
 
 # (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
 Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
 QUERY_BLOCK = 256  # most queries whose scores against all keys are held at once
 KEY_RANGES = 8  # lengths that keys are cut to: more skip more of the masked half, and are more to compile
+# What of a layer the backward pass finds kept, and what it computes again.
+REMAT = {
+    "full": None,  # only the layer's input is kept
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # ... and the results of its matrix products
+    "none": jax.checkpoint_policies.everything_saveable,  # all is kept
+}
 Params = dict[str, Any]  # nested dict of arrays: the module's parameters without the module
 
 
@@ -72,7 +79,7 @@ class Linear(Weight):
         # As one matrix product: XLA's CPU backend runs the gradient of a contraction over several axes 3 times slower.
         kernel = self.kernel[...].astype(x.dtype)
         inputs = math.prod(kernel.shape[: self.contract])
-        y = x.reshape(-1, inputs) @ kernel.reshape(inputs, -1)
+        y = matmul(x.reshape(-1, inputs), kernel.reshape(inputs, -1))
         y = self.scaled(y.reshape(*x.shape[: -self.contract], *kernel.shape[self.contract :]))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
@@ -144,7 +151,7 @@ class Qwen2(nnx.Module):
         config: Qwen2Config,
         rngs: nnx.Rngs,
         dtype=jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         stacked: bool = True,
         weight_dtype: str | None = None,
         rows: NamedSharding | None = None,
@@ -194,8 +201,8 @@ class Qwen2(nnx.Module):
             x, cache = nnx.merge(graphdef, layer_params)(x, angles, layer, attention, cache)
             return (self.by_rows(x), cache, layer + 1), None
 
-        if self.remat:
-            layer_step = jax.checkpoint(layer_step, prevent_cse=False)  # safe: inside a scan
+        if self.remat != "none":
+            layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=REMAT[self.remat])  # safe: inside a scan
         (x, cache, _), _ = jax.lax.scan(layer_step, (x, cache, jnp.int32(0)), stacked)
         return self.norm(x), cache
 
@@ -280,26 +287,28 @@ class Model:
     Args:
       config: the network.
       dtype: of the computation.
-      remat: recompute a layer's activations in the backward pass (stacked layers only).
+      remat: what the backward pass computes again, a name of `REMAT` (stacked layers only).
       stacked: whether `params` has one stack of layers, or a dict of them by number (`unstack`).
       weight_dtype: "int8" for parameters as `quantize` gives them; None for floats.
       rows: how the rows of activations are split over devices (`sharding.batch_sharding`); None leaves it to XLA.
 
     Raises:
-      ValueError: another `weight_dtype`.
+      ValueError: another `weight_dtype` or `remat`.
     """
 
     def __init__(
         self,
         config: Qwen2Config,
         dtype=jnp.float32,
-        remat: bool = False,
+        remat: str = "none",
         stacked: bool = True,
         weight_dtype: str | None = None,
         rows: NamedSharding | None = None,
     ):
         if weight_dtype not in (None, "int8"):
             raise ValueError(f"weight_dtype = {weight_dtype!r}: must be 'int8', or None for float parameters")
+        if remat not in REMAT:
+            raise ValueError(f"remat = {remat!r}: must be one of {', '.join(REMAT)}")
         self.config, self.dtype, self._weight_dtype = config, jnp.dtype(dtype), weight_dtype
 
         def build(seed):
@@ -313,6 +322,13 @@ class Model:
     def bind(self, params: Params) -> Qwen2:
         """The module with `params` as its parameters."""
         return nnx.merge(self._graphdef, params)
+
+    def cast(self, params: Params) -> Params:
+        """The parameters with those of the layers in `dtype`, to which each of their uses would round them.
+
+        For several passes with the same parameters. The embeddings stay float32: their gradient is a sum over tokens.
+        """
+        return {**params, "layers": jax.tree.map(lambda x: x.astype(self.dtype), params["layers"])}
 
     def init(self, seed: int) -> Params:
         """Random parameters: normal(0, 0.02) matrices, zero biases, unit norms.

@@ -68,17 +68,16 @@ def _changes(plan: Plan, program: ProgramPlan):
         activations = max(temporaries - 2 * held["parameters"], 0)
         if program.name == "train step":
             micro_batch = config.optimizer.micro_batch
-            if not config.model.remat:
-                yield "--config.model.remat=True: recompute activations", activations * 0.7
+            if config.model.remat != "full":
+                yield "--config.model.remat=full: recompute activations", activations * 0.7
             if micro_batch > shards:
                 smaller = max(shards, micro_batch // 2)
                 freed = activations * (1 - smaller / micro_batch)
                 yield f"--config.optimizer.micro_batch={smaller} (now {micro_batch})", freed
         if config.optimizer.logprob_chunk > 32:
             logits = 3 * 4 * config.optimizer.logprob_chunk * parts.network.vocab_size / mesh.shape["tensor"]
-            rows = max(1, config.optimizer.micro_batch // shards)
             smaller = config.optimizer.logprob_chunk // 2
-            yield f"--config.optimizer.logprob_chunk={smaller} (now {2 * smaller})", rows * logits / 2
+            yield f"--config.optimizer.logprob_chunk={smaller} (now {2 * smaller})", logits / 2
         if parts.steps.step.allocator.strategy.norms != "none":
             response = config.rollout.max_new_tokens
             block = config.gradient_norms.chunk * response * (2048 + 2 * response) * 4

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection
 
 import jax
 
+from gvm_jax.models.sharding import BATCH_AXES
 from gvm_jax.planning.compiled import CompiledProgram, compile_program
 from gvm_jax.planning.costs import Costs
 from gvm_jax.planning.model_flops import Workload, kernel_costs, packed_share, program_flops
@@ -171,13 +172,17 @@ def make_plan(
 def loop_runs(parts: Parts, name: str) -> int:
     """How often a program's loops run whose end depends on data.
 
-    A decode block's ends when every sequence has ended; the train step's over chunks of log-probabilities with the
-    longest response.
+    A decode block's ends when every sequence has ended; the train step's over chunks of log-probabilities when all
+    response tokens of a device's rows are done.
     """
     config = parts.config
     if name.startswith("decode"):
         return config.rollout.block_steps
-    return -(-config.rollout.max_new_tokens // config.optimizer.logprob_chunk) if name == "train step" else 1
+    if name != "train step":
+        return 1
+    shards = math.prod(parts.mesh.shape[axis] for axis in BATCH_AXES)
+    tokens = config.optimizer.micro_batch // shards * config.rollout.max_new_tokens
+    return -(-tokens // config.optimizer.logprob_chunk)
 
 
 def _program_plan(parts: Parts, workload: Workload, compiled: CompiledProgram, code: int) -> ProgramPlan:
@@ -224,10 +229,10 @@ def _estimates(parts: Parts, workload: Workload) -> list[ProgramPlan]:
 def train_temporaries(parts: Parts) -> int:
     """A formula for the bytes of the train step's temporaries on a device, where nothing compiles it.
 
-    Gradients twice in float32 (the sum over micro-batches and one micro-batch's own) and the matrices once in the
-    compute dtype; for each row of a micro-batch on the device the residual stream of every layer (with remat; a whole
-    layer's activations without), one layer's activations, and the logits of a chunk three times in float32. Where
-    rows are split over devices the head is gathered: its kernel and its gradient in float32.
+    Gradients in float32, one micro-batch's own, in which those of the layers have the compute dtype, and the layers in
+    it; for each row of a micro-batch on the device the residual stream of every layer (with full remat; else a whole
+    layer's activations) and one layer's activations; and the logits of a chunk three times in float32. Where rows are
+    split over devices the head is gathered: its kernel and its gradient in float32.
     """
     config, network, mesh = parts.config, parts.network, parts.mesh
     width = parts.model.dtype.itemsize
@@ -238,11 +243,12 @@ def train_temporaries(parts: Parts) -> int:
     heads = (network.num_attention_heads + 2 * network.num_key_value_heads) * network.head_dim
     layer = length * width * (4 * d + 2 * heads + 3 * network.intermediate_size) // tensor
     scores = 3 * min(256, length) * length * network.num_attention_heads * 4 // tensor
-    saved = layers * (length * d * width if config.model.remat else layer)
+    saved = layers * (length * d * width if config.model.remat == "full" else layer)
     logits = 3 * config.optimizer.logprob_chunk * network.vocab_size * 4 // tensor
     parameters = parts.held()["parameters"]
     head = 2 * 4 * d * network.vocab_size // tensor if shards > 1 else 0
-    whole = 4 * sum(x.size for x in jax.tree.leaves(parts.model.abstract_params["layers"])) // layers // tensor
-    return int(
-        2 * parameters + parameters * width / 4 + 2 * whole + head + rows * (saved + 2 * layer + scores + logits)
-    )
+    stacked = 4 * sum(x.size for x in jax.tree.leaves(parts.model.abstract_params["layers"]))
+    share = stacked / (4 * sum(x.size for x in jax.tree.leaves(parts.model.abstract_params)))
+    whole = stacked // layers // tensor
+    gradients = parameters * (2 - share + 2 * share * width / 4)
+    return int(gradients + 2 * whole + head + logits + rows * (saved + 2 * layer + scores))

@@ -31,9 +31,11 @@ def _named(path: os.PathLike[str]) -> Iterator[None]:
         raise OSError(problem) from error
 
 
-def _plain(value: Any) -> int | float | None:
-    """A host scalar (Python's or numpy's) as JSON holds it."""
+def _plain(value: Any) -> int | float | str | None:
+    """A host scalar (Python's or numpy's) or a text as JSON holds it."""
     value = value.item() if hasattr(value, "item") else value
+    if isinstance(value, str):
+        return value
     if isinstance(value, Integral):
         return int(value)
     return float(value) if math.isfinite(value) else None
@@ -79,9 +81,17 @@ class MetricsWriter:
       resume_step: the step the run resumes from: lines of later steps, and a torn last line, are dropped and
         the others kept byte for byte. None = a run from its start: earlier lines are all dropped.
       active: False on all processes but the first: nothing is touched.
+      tables: those beside `metrics` whose files, where they are there, are cut now and not at their next line, which
+        may never come.
     """
 
-    def __init__(self, workdir: str | os.PathLike[str], resume_step: int | None = None, active: bool = True) -> None:
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        resume_step: int | None = None,
+        active: bool = True,
+        tables: Sequence[str] = (),
+    ) -> None:
         self._workdir = pathlib.Path(workdir)
         self._active = active
         self._first_step = 0 if resume_step is None else resume_step + 1
@@ -90,6 +100,9 @@ class MetricsWriter:
             return
         self._workdir.mkdir(parents=True, exist_ok=True)
         self._open("metrics")
+        for table in tables:
+            if (self._workdir / f"{table}.jsonl").exists():
+                self._open(table)
         folder = self._workdir / "tensorboard"
         with _named(folder):
             folder.mkdir(exist_ok=True)

@@ -23,6 +23,7 @@ RESUMABLE_FIELDS = (
     "mesh.",  # other devices round otherwise, no more
     "rollout.tensor",
     "distributed.",
+    "journal.",
     "wandb.",
 )
 _UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "wandb/offline-run-*/*.wandb")

@@ -15,6 +15,7 @@ from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker
 from gvm_jax.training.guard import save_batch
 from gvm_jax.training.sampler import STATUSES, Graded
+from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.step import StepMetrics
 
 ADVICE_STEPS = 10  # steps whose diagnostics are looked at together
@@ -76,6 +77,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "train/gradient_norm": metrics.gradient_norm,
         "train/skipped_updates": metrics.skipped_updates,
         "train/clip_fraction": metrics.clip_fraction,
+        "train/entropy": metrics.entropy,
         "train/useful_tokens": metrics.useful_tokens,
         **corrected,
         "train/kl": metrics.kl,
@@ -107,7 +109,7 @@ def allocation_columns(prompt_ids: np.ndarray, metrics: StepMetrics) -> dict[str
 
 
 class Journal:
-    """Writes `metrics.jsonl`, `evaluation.jsonl` and `allocation.jsonl`, and prints a line a step.
+    """Writes `metrics.jsonl`, `evaluation.jsonl`, `allocation.jsonl` and `samples.jsonl`, and prints a line a step.
 
     Args:
       workdir: folder of the run.
@@ -117,6 +119,7 @@ class Journal:
       resume_step: the checkpoint that the run goes on from; None = from the start.
       active: False on all processes but the first.
       tracker: gets every step and evaluation too.
+      samples: makes the rows of `samples.jsonl`; None or a limit of 0 = there are none.
     """
 
     def __init__(
@@ -128,10 +131,12 @@ class Journal:
         resume_step: int | None,
         active: bool,
         tracker: Tracker | None = None,
+        samples: SampleTexts | None = None,
     ):
         self.totals = totals
         self._workdir, self._max_skipped, self._active = workdir, max_skipped, active
-        self._writer = MetricsWriter(workdir, resume_step, active)
+        self._writer = MetricsWriter(workdir, resume_step, active, tables=("evaluation", "allocation", "samples"))
+        self._samples = samples if samples and samples.limit and active else None
         self._tracker = tracker
         self._progress = ProgressPrinter(steps, active)
         self._line: dict[str, float] = {}
@@ -177,6 +182,8 @@ class Journal:
         step = self.totals.steps
         self._write(step, {**self._line, **self.totals.scalars()})
         self._writer.write_rows("allocation", step, allocation_columns(prompt_ids, metrics))
+        if self._samples is not None:
+            self._writer.write_rows("samples", step, self._samples.columns(prompt_ids, graded))
         if self._line["rollout/truncated"] > MAX_TRUNCATED and not self._warned:
             self._warned = True
             logging.warning(

@@ -183,6 +183,7 @@ class LossSums:
     tokens: Float[Array, ""]  # response tokens of the samples that have a gradient
     mismatch: Float[Array, ""]  # Σ |log π − log π_sampled| over tokens
     max_mismatch: Float[Array, ""]
+    entropy: Float[Array, ""] = 0.0  # Σ entropy of the policy over tokens; added by who computes it
 
 
 @dataclasses.dataclass(frozen=True)

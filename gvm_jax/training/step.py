@@ -16,7 +16,7 @@ from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Progress
 from gvm_jax.models.logprobs import hidden_states, token_logprobs
-from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.qwen2 import Model, Params, Qwen2
 from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
@@ -44,6 +44,7 @@ class StepMetrics:
     clip_fraction: Float[Array, ""]  # tokens with a clipped importance ratio
     truncated_weights: Float[Array, ""] | None  # tokens with a truncated importance weight; None without correction
     kl: Float[Array, ""]  # mean estimate a token
+    entropy: Float[Array, ""]  # of the policy at the trained tokens, mean, in nats
     mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
     max_mismatch: Float[Array, ""]
     trained_tokens: Float[Array, ""]  # response tokens that were trained on
@@ -139,6 +140,7 @@ class TrainStep:
             clip_fraction=sums.clipped.sum() / tokens,
             truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
             kl=sums.kl.sum() / tokens,
+            entropy=sums.entropy.sum() / tokens,
             mismatch=sums.mismatch[0] / sums.tokens[0],
             max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
             trained_tokens=sums.tokens.sum(),
@@ -266,9 +268,11 @@ class TrainStep:
         def loss(params, tap, rows: PackedRows, old: Float[Array, "R L"] | None):
             reference = None
             if state.reference is not None:
-                reference = jax.lax.stop_gradient(self._logprobs(state.reference, rows)[0])
-            logprobs, hidden = self._logprobs(params, rows, tap)
-            sums = loss_of(logprobs, reference, rows, old)
+                reference = jax.lax.stop_gradient(self._logprobs(state.reference, rows))
+            module = self.model.bind(params)
+            hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
+            logprobs, entropies = self._of_tokens(module, hidden, rows)
+            sums = loss_of(logprobs, reference, rows, old).replace(entropy=entropies.sum())
             return sums.loss, (sums, jax.lax.stop_gradient((logprobs, hidden)))
 
         def row_norms(params, taps, logprobs, hidden, rows: PackedRows, old) -> Float[Array, " N"]:
@@ -307,7 +311,9 @@ class TrainStep:
         def update(carry, xs):
             (params, opt_state, skipped, norms), (rows, begins, old, first) = carry, xs
             zeros = jax.tree.map(jnp.zeros_like, params)
-            (_, gradients, norms, _), per_micro = jax.lax.scan(micro_step, (params, zeros, norms, first), (begins, old))
+            (_, gradients, norms, _), per_micro = jax.lax.scan(
+                micro_step, (self.model.cast(params), zeros, norms, first), (begins, old)
+            )  # fmt: skip
             sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
             denominator = self.objective.denominator(
                 jax.tree.map(lambda x: x[rows], terms), rollouts.response_lengths[rows], rollouts.max_response,
@@ -338,7 +344,7 @@ class TrainStep:
         def micro_batch(begins):
             return jax.lax.cond(
                 (begins >= 0).any(),
-                lambda: self._logprobs(params, PackedRows.fill(begins, rollouts))[0],
+                lambda: self._logprobs(params, PackedRows.fill(begins, rollouts)),
                 lambda: jnp.zeros(begins.shape),
             )
 
@@ -369,11 +375,13 @@ class TrainStep:
         computed = (begins >= 0).any((2, 3)).sum() * (self.micro_batch * length)
         return jax.lax.with_sharding_constraint(begins, batch_sharding(self.mesh, leading=2)), lengths.sum() / computed
 
-    def _logprobs(
-        self, params: Params, rows: PackedRows, tap: Float[Array, "R L D"] | None = None
-    ) -> tuple[Float[Array, "R L"], Float[Array, "R L D"]]:
-        """log π of the response tokens, and the hidden states behind them."""
+    def _logprobs(self, params: Params, rows: PackedRows) -> Float[Array, "R L"]:
+        """log π of the response tokens."""
         module = self.model.bind(params)
-        hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
-        logprobs = token_logprobs(module, hidden, rows.tokens, rows.response, self.temperature, self.logprob_chunk)
-        return logprobs, hidden
+        hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample)
+        return self._of_tokens(module, hidden, rows)[0]
+
+    def _of_tokens(
+        self, module: Qwen2, hidden: Float[Array, "R L D"], rows: PackedRows
+    ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
+        return token_logprobs(module, hidden, rows.tokens, rows.response, self.temperature, self.logprob_chunk)

@@ -142,7 +142,7 @@ def test_an_unknown_rollout_field_is_named(tokenizer):
     ("norms", "message"),
     [
         ({"metod": "gram"}, r"--norms=metod=...: no field of the norms; allowed are method, .*chunk"),
-        ({"remat": "False"}, "--norms=remat=False: must be like remat=false"),
+        ({"remat": False}, '--norms=remat=False: must be like remat="none"'),
     ],
 )
 def test_a_wrong_field_of_the_norms_is_named(tokenizer, norms, message):

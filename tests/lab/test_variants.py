@@ -73,7 +73,7 @@ def test_a_sweep_of_what_equal_counts_depend_on_moves_the_baseline_too(config):
 def test_a_text_and_a_truth_value_can_be_swept(config):
     first, second = plan(config, ["uniform", "gvm"], sweep="allocation.cost:samples,tokens")[1:]
     assert [v.config(config, 0).allocation.cost for v in (first, second)] == ["samples", "tokens"]
-    assert parse(config, "gvm:model.remat=false").overrides["model.remat"] is False
+    assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
 
 
 def test_confounds_come_alone_and_together(config):
@@ -130,7 +130,7 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
         (["uniform", "gvm:allocation.alpha=-1"], {}, "allocation.alpha = -1: must be a number >= 0"),
         (["uniform", "gvm:allocation.alpha=nan"], {}, "allocation.alpha = nan: must be a number >= 0"),
         (["uniform", "gvm:allocation.min_samples=1.5"], {}, "allocation.min_samples = 1.5: must be an integer >= 1"),
-        (["uniform", "gvm:model.remat=0"], {}, "model.remat = 0: must be True or False"),
+        (["uniform", "gvm:objective.mask_truncated=0"], {}, "objective.mask_truncated = 0: must be True or False"),
         (["uniform", "gvm:seed=3"], {}, "seed cannot be set here: the comparison sets it"),
         (["uniform", "gvm:allocation.strategy=cures"], {}, "allocation.strategy cannot be set here"),
         (["uniform", "gvm:rollout.stop_tokens=x"], {}, "rollout.stop_tokens cannot be set here"),

@@ -44,7 +44,7 @@ report.show(epath.Path("gs://bucket/runs/remote"))
 remote = epath.Path("gs://bucket/runs/remote")
 print("STORED", sorted(path.name for path in remote.iterdir()), flush=True)
 files = Workdir(remote)
-for table in ("metrics", "evaluation", "allocation"):
+for table in ("metrics", "evaluation", "allocation", "samples"):
     rows = [[{k: v for k, v in row.items() if "seconds" not in k and "host/" not in k} for row in read_rows(f, table)]
             for f in (files.local, out / "local")]
     rows[0] = [row for row in rows[0] if (table, row["step"]) != ("evaluation", 2)]  # where the first part ended

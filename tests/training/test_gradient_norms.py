@@ -158,7 +158,7 @@ def test_taps_of_an_on_policy_update_give_the_norms(network, rollouts, pattern):
         def loss(params, tap):
             module = model.bind(params)
             hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
-            logprobs = token_logprobs(module, hidden, rows.tokens, rows.response, 0.8, 4)
+            logprobs, _ = token_logprobs(module, hidden, rows.tokens, rows.response, 0.8, 4)
             ratios = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
             return jnp.sum(weight * rows.response * ratios), hidden
 

@@ -66,7 +66,7 @@ def test_too_many_updates_left_out_stop_the_run_with_the_batch_kept(make_rollout
     ids = np.array([7, 9], np.int32)
     journal = Journal(tmp_path, 50, Totals(), 5, None, active=True)
     bad = {"loss": np.float32(np.nan), "gradient_norm": np.float32(np.inf), "skipped_updates": np.int32(3)}
-    scalar_fields = ("clip_fraction", "kl", "mismatch", "max_mismatch", "useful_tokens")
+    scalar_fields = ("clip_fraction", "entropy", "kl", "mismatch", "max_mismatch", "useful_tokens")
     bad |= {name: np.float32(0) for name in scalar_fields}
     bad["allocation"] = AllocationInfo(
         **{f.name: np.float32(0) if "ratio" in f.name else np.zeros(2) for f in dataclasses.fields(AllocationInfo)}

@@ -22,7 +22,7 @@ class GvmJaxNorms:
         from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 
-        defaults = {"method": "gram", "parameters": "embed_tokens", "chunk": 1, "max_samples": 0, "remat": False}
+        defaults = {"method": "gram", "parameters": "embed_tokens", "chunk": 1, "max_samples": 0, "remat": "none"}
         for name, value in workload["norms"].items():
             if name not in defaults:
                 raise ValueError(f"--norms={name}=...: no field of the norms; allowed are {', '.join(defaults)}")

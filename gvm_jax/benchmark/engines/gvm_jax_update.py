@@ -29,6 +29,13 @@ class GvmJaxUpdate:
         config.prompts_per_step = config.rollouts_per_step = len(prompts)
         config.data.max_prompt_tokens, config.rollout.max_new_tokens = max(map(len, prompts)), max(map(len, responses))
         config.allocation.strategy = "uniform"
+        for name, value in workload["update"].items():
+            fields = {"remat": config.model, "logprob_chunk": config.optimizer}
+            if name not in fields:
+                raise ValueError(f"--update={name}=...: no field of the update; allowed are {', '.join(fields)}")
+            if type(value) is not type(fields[name][name]):
+                raise ValueError(f"--update={name}={value}: must be like {name}={fields[name][name]}")
+            fields[name][name] = value
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, workload["micro_batch"]
         mesh, folder = make_mesh(config.mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
         network = Qwen2Config.from_folder(folder)
@@ -57,7 +64,8 @@ class GvmJaxUpdate:
         self._lengths = samples.lengths.tolist()
         self.configured = (
             f"float32 parameters and AdamW, computed in {workload['dtype']}, remat={config.model.remat}, packed "
-            f"rows of {rollouts.tokens.shape[1]} tokens, {workload['micro_batch']} a micro-batch, {describe_devices()}"
+            f"rows of {rollouts.tokens.shape[1]} tokens, {workload['micro_batch']} a micro-batch, logits of "
+            f"{config.optimizer.logprob_chunk} tokens at a time, {describe_devices()}"
         )
 
     def warm_up(self) -> None:

@@ -1,0 +1,55 @@
+"""`python -m gvm_jax.report WORKDIR [WORKDIR ...] [--out=FOLDER]`: a table, plots and a page of runs."""
+
+import argparse
+import sys
+
+from etils import epath
+
+from gvm_jax import report
+from gvm_jax.config import ConfigError
+from gvm_jax.report.records import folder_of_all
+from gvm_jax.runtime.workdir import workdir_path
+
+
+def check(workdir: str) -> None:
+    """Ends the command for a folder that is not a run's."""
+    path = workdir_path(workdir)
+    if (path / "config.json").exists():
+        return
+    inside = sorted([*path.glob("*/config.json"), *path.glob("*/*/config.json")]) if path.exists() else []
+    given = f"give those in it, such as {inside[0].parent}" if inside else "give a --workdir of training"
+    sys.exit(f"error: {workdir}: is not the folder of a run, which has a config.json; {given}")
+
+
+def default_out(workdirs: list[str]) -> epath.Path:
+    """Where a page of several runs goes if nothing is said: plots/ of the innermost folder that has them all."""
+    if not (folder := folder_of_all(workdirs)):
+        sys.exit("error: --out is missing: these runs lie in no folder together; give --out=FOLDER for the page")
+    return epath.Path(folder) / "plots"
+
+
+def main() -> None:
+    """Show one run, or several side by side."""
+    parser = argparse.ArgumentParser(
+        prog="python -m gvm_jax.report",
+        description="A table, plots and one page of HTML, which needs no network, of one run or of several together.",
+    )
+    parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of a run, or gs://BUCKET/FOLDER")
+    parser.add_argument(
+        "--out", help="where page and plots go; default: plots/ of the run, or of the folder that has all of them"
+    )
+    arguments = parser.parse_args()
+    workdirs = list(dict.fromkeys(arguments.workdirs))
+    try:
+        for workdir in workdirs:
+            check(workdir)
+        if len(workdirs) == 1:
+            report.show(epath.Path(workdirs[0]), arguments.out)
+        else:
+            report.show_several(workdirs, arguments.out or default_out(workdirs))
+    except (ConfigError, OSError, ValueError) as error:  # ValueError: a line of a file that is not JSON
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""The numbers that the page's charts draw, bounded however long a run was."""
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from gvm_jax.report.records import Rows, RunRecord
+
+MAX_POINTS = 400  # of a curve
+MAX_BLOCKS = 60  # columns of a chart by step; more steps than that are put together
+MAX_WINDOWS = 10  # spans of steps to look at one by one
+MAX_PROMPTS = 400  # prompts of such a span
+_RATE_BINS = 10
+_PARTS = ("rollout_prefill", "rollout_idle")  # of the rollouts' seconds
+_NOT_ENDINGS = ("mean", "accept_rate")  # of `reward/`
+_COSTS = {"rollouts": "total/rollouts", "tokens": "total/sampled_tokens", "updates": "total/updates"}
+
+
+def curve(rows: Rows, value: str) -> dict[str, list]:
+    """A metric with the step and what was spent by then, in at most `MAX_POINTS` rows, first and last among them.
+
+    `seconds` are those of all phases but evaluation, which no training needs.
+    """
+    if len(rows) > MAX_POINTS:
+        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)]
+    columns = {name: [row.get(total) for row in rows] for name, total in _COSTS.items()}
+    seconds = [
+        row["total/seconds"] - row.get("total/seconds/evaluation", 0.0) if "total/seconds" in row else None
+        for row in rows
+    ]
+    value_of = [row.get(value) for row in rows]
+    return {"steps": [row["step"] for row in rows], **columns, "seconds": seconds, "value": value_of}
+
+
+def blocks(rows: Rows, limit: int) -> list[Rows]:
+    """Consecutive rows in at most `limit` blocks whose lengths differ by at most one."""
+    parts = np.array_split(np.arange(len(rows)), max(min(limit, len(rows)), 1))
+    return [[rows[i] for i in part] for part in parts if len(part)]
+
+
+def spans(parts: Sequence[Rows]) -> list[list[int]]:
+    """The first and the last step of each block."""
+    return [[part[0]["step"], part[-1]["step"]] for part in parts]
+
+
+def budget(run: RunRecord) -> dict[str, Any]:
+    """Heat map: the share of a block's samples that prompts of an accept-rate bin got, by the rate believed of them."""
+    parts = blocks(run.allocation, MAX_BLOCKS)
+    edges = np.linspace(0, 1, _RATE_BINS + 1)
+    cells = [_shares(*_columns(part, "believed_accept_rate", "count"), edges) for part in parts]
+    return {"spans": spans(parts), "bins": _labels(edges), "cells": cells}
+
+
+def accept_rates(run: RunRecord) -> dict[str, Any]:
+    """Heat map: the share of a block's prompts by the accept rate that their samples showed.
+
+    None and all accepted have bins of their own: such prompts say nothing to an estimate that compares samples.
+    """
+    parts = blocks(run.allocation, MAX_BLOCKS)
+    inner = np.linspace(0, 1, _RATE_BINS + 1)
+    edges = np.array([0.0, np.nextafter(0, 1), *inner[1:-1], 1.0, np.nextafter(1, 2)])
+    cells = []
+    for part in parts:
+        rates, counts = _columns(part, "accept_rate", "count")
+        cells.append(_shares(rates, (counts > 0).astype(float), edges))
+    return {"spans": spans(parts), "bins": ["0", *_labels(inner), "1"], "cells": cells}
+
+
+def windows(run: RunRecord) -> list[dict[str, Any]]:
+    """Allocation prompt by prompt in a few spans of steps, at even distances where there are too many prompts."""
+    found = []
+    for part in blocks(run.allocation, MAX_WINDOWS):
+        names = ("prompt_id", "count", "believed_accept_rate", "believed_gradient_norm", "accept_rate")
+        columns = dict(zip(("prompt", "count", "rate", "norm", "accepted"), _columns(part, *names), strict=True))
+        total = len(columns["count"])
+        kept = np.arange(min(total, MAX_PROMPTS)) * total // max(min(total, MAX_PROMPTS), 1)
+        columns = {name: column[kept].tolist() for name, column in columns.items()}
+        found.append({"span": spans([part])[0], "prompts": total, **columns})
+    return found
+
+
+def phases(run: RunRecord) -> dict[str, Any]:
+    """Mean seconds of a block's steps by phase; an evaluation belongs to the step before it, the first to step 1."""
+    parts = blocks(run.metrics, MAX_BLOCKS)
+    names = [name for name in _suffixes(run.metrics, "seconds/") if name not in _PARTS]
+    seconds = {name: [_mean([row.get(f"seconds/{name}", 0.0) for row in part]) for part in parts] for name in names}
+    spent = _evaluation_seconds(run.evaluation)
+    if parts and spent:
+        first = run.metrics[0]["step"]
+        by_step = {}
+        for step, took in spent.items():
+            by_step[max(step, first)] = by_step.get(max(step, first), 0.0) + took
+        seconds["evaluation"] = [_mean([by_step.get(row["step"], 0.0) for row in part]) for part in parts]
+    return {"spans": spans(parts), "parts": seconds}
+
+
+def endings(run: RunRecord) -> dict[str, Any]:
+    """Mean shares of a block's rollouts by the status of their grading."""
+    parts = blocks(run.metrics, MAX_BLOCKS)
+    names = [name for name in _suffixes(run.metrics, "reward/") if name not in _NOT_ENDINGS]
+    shares = {name: [_mean([row.get(f"reward/{name}", 0.0) for row in part]) for part in parts] for name in names}
+    return {"spans": spans(parts), "parts": shares}
+
+
+def _evaluation_seconds(rows: Rows) -> dict[int, float]:
+    totals = [(row["step"], row["total/seconds/evaluation"]) for row in rows if "total/seconds/evaluation" in row]
+    before = [0.0, *(total for _, total in totals)]
+    return {step: max(total - earlier, 0.0) for (step, total), earlier in zip(totals, before, strict=False)}
+
+
+def _suffixes(rows: Rows, prefix: str) -> list[str]:
+    """What follows a prefix in the names of the rows' fields, in order."""
+    return list(dict.fromkeys(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix)))
+
+
+def _columns(part: Rows, *names: str) -> list[np.ndarray]:
+    return [np.concatenate([np.asarray(row[name], float) for row in part]) for name in names]
+
+
+def _shares(rates: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> list[float]:
+    """The share of the weights by bin of the rates; a rate that is not a number is in none."""
+    sums, _ = np.histogram(rates[np.isfinite(rates)], edges, weights=weights[np.isfinite(rates)])
+    return (sums / max(weights.sum(), 1)).tolist()
+
+
+def _labels(edges: np.ndarray) -> list[str]:
+    return [f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(edges)]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else 0.0

@@ -1,0 +1,241 @@
+"""The page stands alone, text of runs stays text, and what is missing is said; a browser is asked if there is one."""
+
+import html.parser
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from gvm_jax import report
+from gvm_jax.report.__main__ import main
+from gvm_jax.report.page import render
+from gvm_jax.report.records import groups, read_run, read_runs
+
+HOSTILE = "</script x></script><img src=x onerror=\"document.title='taken'\"><!-- &lt;b&gt; \u2028 \ud800"
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+def write_run(folder, steps=3, hostile=False, seed=0, **config):
+    """A run's files as training writes them; a hostile one has markup wherever it can have text."""
+    text = HOSTILE if hostile else "2+3"
+    folder.mkdir(parents=True)
+    config = {"steps": steps, "seed": seed, "data": {"path": text}, "journal": {"samples": 4}} | config
+    (folder / "config.json").write_text(json.dumps(config))
+    totals = lambda i: {  # noqa: E731
+        f"total/{name}": 10 * i for name in ("rollouts", "sampled_tokens", "updates", "seconds", "seconds/evaluation")
+    }
+    rows = {
+        "metrics": [
+            {"step": i, "reward/mean": 0.5, "reward/accept_rate": 0.5, "reward/correct": 0.5, "reward/wrong": 0.5}
+            | {"seconds/rollout": 1.0, "seconds/update": 2.0, **totals(i)}
+            for i in range(1, steps + 1)
+        ],
+        "evaluation": [{"step": i, "accuracy": i / 4, **totals(i)} for i in range(steps + 1)],
+        "allocation": [
+            {"step": i, "prompt_id": [7, 8], "count": [1, 3], "believed_accept_rate": [0.25, None]}
+            | {"believed_gradient_norm": [1.0, 20.0], "accept_rate": [0.0, 1.0]}
+            for i in range(1, steps + 1)
+        ],
+        "samples": [
+            {"step": i, "prompt_id": [7, 8], "prompt": [text, "1+1"], "reference": [text, "2"], "reward": [0.0, 1.0]}
+            | {"response": [f"{text} of {i}", f"two {i}"], "status": ["wrong", "correct"], "tokens": [5, 2]}
+            | {"stopped": [0, 1]}
+            for i in range(1, steps + 1)
+        ],
+    }
+    for table, lines in rows.items():
+        (folder / f"{table}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+class Elements(html.parser.HTMLParser):
+    """Elements with their attributes, and the text of scripts by type."""
+
+    def __init__(self, page: bytes):
+        super().__init__()
+        self.found, self.scripts, self._open = [], {}, None
+        self.feed(page.decode())
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        self._open = dict(attrs).get("type", "") if tag == "script" else None
+
+    def handle_endtag(self, tag):
+        self._open = None
+
+    def handle_data(self, data):
+        if self._open is not None:
+            self.scripts[self._open] = self.scripts.get(self._open, "") + data
+
+
+def test_the_page_fetches_nothing_and_runs_one_program(tmp_path):
+    page = Elements(render([read_run(write_run(tmp_path / "run"))]))
+    tags = [tag for tag, _ in page.found]
+    assert tags.count("script") == 2 and set(page.scripts) == {"application/json", ""}
+    assert not {"link", "img", "iframe", "object", "embed", "base"} & set(tags)
+    for tag, attributes in page.found:
+        assert not any(name.startswith("on") or name == "src" for name in attributes), (tag, attributes)
+        assert attributes.get("href", "#").startswith("#")
+    (policy,) = (a["content"] for _, a in page.found if a.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in policy and re.search(r"script-src 'sha256-[\w+/]{43}='", policy)
+    assert "http" not in page.scripts[""].replace("http://www.w3.org/2000/svg", "")
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|\beval\b", page.scripts[""])
+
+
+def test_hostile_text_stays_text(tmp_path):
+    runs = [read_run(write_run(tmp_path / "a" / "<b onload=x>", hostile=True), HOSTILE)]
+    for page in (render(runs), render([*runs, read_run(write_run(tmp_path / "plain"))])):
+        elements = Elements(page)
+        assert "<" not in page.decode().partition('id="data">')[2].partition("</script>")[0]
+        assert not [tag for tag, _ in elements.found if tag in ("img", "b")]
+        data = json.loads(elements.scripts["application/json"])
+        text = HOSTILE.replace("\ud800", "\ufffd")
+        assert data["runs"][0]["name"] == text and data["steps"][0]["response"][0] == text + " of 1"
+        assert len(elements.scripts[""]) > 10_000 and "learningSection" in elements.scripts[""]
+
+
+def test_a_run_is_all_in_the_data(tmp_path):
+    data = json.loads(Elements(render([read_run(write_run(tmp_path / "run"))])).scripts["application/json"])
+    (run,) = data["runs"]
+    assert run["evaluation"]["value"] == [0, 0.25, 0.5, 0.75] and run["evaluation"]["rollouts"] == [0, 10, 20, 30]
+    assert run["training"]["value"] == [0.5] * 3 and run["training"]["steps"] == [1, 2, 3]
+    assert run["windows"][2]["rate"] == [0.25, None] and run["windows"][2]["count"] == [1, 3]
+    assert run["budget"]["cells"][0][2] == 0.25, "the samples of a prompt without a belief are in no bin"
+    assert [step["step"] for step in data["steps"]] == [1, 2, 3]
+
+
+def test_runs_that_differ_in_the_seed_share_a_colour_and_are_named_by_what_is_their_own(tmp_path):
+    folders = [write_run(tmp_path / name, seed=i, lr=name[0]) for i, name in enumerate(("a/s0", "a/s1", "b/s0"))]
+    runs = read_runs(folders)
+    page = render(runs)
+    data = json.loads(Elements(page).scripts["application/json"])
+    assert [(run["name"], run["colour"]) for run in data["runs"]] == [("a/s0", 0), ("a/s1", 0), ("b/s0", 1)]
+    assert data["groups"] == [{"name": "a (2 seeds)", "runs": [0, 1]}, {"name": "b/s0", "runs": [2]}]
+    assert [group.name for group in groups([*read_runs(folders[:1]), *read_runs(folders[1:2])])] == ["s0 and 1 more"]
+    settings = page.decode().partition("Settings</summary>")[2].partition("</details>")[0]
+    assert re.findall(r'<th scope="row">(\w+)</th>', settings) == ["lr", "seed"]
+
+
+@pytest.mark.parametrize("table", ["metrics", "evaluation", "allocation", "samples"])
+def test_a_file_that_is_missing_is_said(table, tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert "<ul" not in render([read_run(folder)]).decode()
+    (folder / f"{table}.jsonl").unlink()
+    report.show(folder)
+    page = (folder / "plots/report.html").read_text()
+    assert f"{table}.jsonl is missing" in page.partition('<ul class="notices"')[2].partition("</ul>")[0]
+
+
+def test_a_run_that_only_began_an_old_one_and_one_that_stopped_have_pages(tmp_path):
+    began = tmp_path / "began"
+    began.mkdir()
+    (began / "config.json").write_text('{"steps": 5, "journal": {"samples": 0}, "evaluation": {"path": ""}}')
+    old = write_run(tmp_path / "old", journal={})
+    (old / "samples.jsonl").unlink()
+    stopped = write_run(tmp_path / "stopped")
+    with (stopped / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "rew')
+    (stopped / "config.json").write_text('{"steps": 9}')
+    missing = {run.name: " ".join(run.missing()) for run in read_runs([began, old, stopped])}
+    for words in ("0 of 5 steps", "evaluation.path is empty", "journal.samples is 0", "metrics.jsonl is missing"):
+        assert words in missing["began"]
+    assert missing["old"].startswith("No samples to read: the run's config has no journal.samples")
+    assert missing["stopped"].startswith("3 of 9 steps are done")
+    report.show_several([began, old, stopped], tmp_path / "out")
+    assert "stopped: 3 of 9 steps are done" in (tmp_path / "out/report.html").read_text()
+
+
+def call(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["report", *map(str, arguments)])
+    main()
+
+
+def test_pages_and_plots_go_where_they_are_said_to_be(tmp_path, monkeypatch, capsys):
+    a, b = write_run(tmp_path / "study/a"), write_run(tmp_path / "study/b")
+    call(monkeypatch, a)
+    call(monkeypatch, a, b)
+    call(monkeypatch, a, b, f"--out={tmp_path / 'out'}")
+    shown = capsys.readouterr().out.replace("\n", "")
+    for folder in (a / "plots", tmp_path / "study/plots", tmp_path / "out"):
+        assert f"page        {folder}/report.html" in shown
+        assert sorted(os.listdir(folder)) == [
+            "accuracy_against_rollouts.png", "allocation_against_accept_rate.png", "report.html",
+        ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("", "give those in it, such as .*study/a$"), ("study", "give those in it, such as"), ("x", "give a --workdir")],
+)
+def test_a_folder_that_is_no_run_is_one_line(folder, message, tmp_path, monkeypatch):
+    write_run(tmp_path / "study/a")
+    with pytest.raises(SystemExit, match=f"is not the folder of a run.*{message}") as raised:
+        call(monkeypatch, tmp_path / folder)
+    assert "\n" not in str(raised.value)
+
+
+def test_a_broken_line_is_one_line(tmp_path, monkeypatch):
+    folder = write_run(tmp_path / "run")
+    (folder / "allocation.jsonl").write_text("nonsense\n")
+    with pytest.raises(SystemExit, match=r"error: .*allocation\.jsonl, line 1: not JSON; remove or repair"):
+        call(monkeypatch, folder)
+
+
+ACTIONS = """
+const texts = (selector) => [...document.querySelectorAll(selector)].map((element) => element.textContent);
+const act = (element, event, value) => { element.value = value; element.dispatchEvent(new Event(event)); };
+const found = { figures: texts("figcaption").length, all: texts("article").length };
+const search = document.querySelector("input[type=search]");
+act(search, "input", "TWO 2");
+found.search = texts("article .response"); found.marks = texts("mark");
+act(search, "input", "#7");
+found.prompt = texts("article .response").length;
+act(search, "input", "");
+for (const [name, select] of Object.entries({ step: 1, verdict: 2 })) {
+  const element = document.querySelectorAll("#sample-controls select")[select];
+  act(element, "change", { step: "3", verdict: "cut" }[name]);
+  found[name] = texts("article").length;
+}
+const svg = document.querySelector("#learning-charts svg");
+svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
+found.tip = document.querySelector(".tip").textContent;
+document.querySelectorAll("input[type=radio]")[3].click();
+document.querySelector("#learning-controls input[type=checkbox]").click();
+found.lines = document.querySelectorAll("#learning-charts polyline").length;
+found.axis = texts("#learning-charts svg text").includes("seconds without evaluation");
+document.title = JSON.stringify(found);
+"""
+
+
+@pytest.mark.skipif(not CHROMIUM, reason="no Chromium is installed")
+def test_a_browser_draws_filters_and_runs_nothing_else(tmp_path):
+    runs = read_runs([write_run(tmp_path / "a", hostile=True), write_run(tmp_path / "b")])
+    page = render(runs).decode()
+
+    def title(text, name):
+        (tmp_path / name).write_text(text)
+        flags = (
+            "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+            "--disable-component-update --disable-sync --disable-dev-shm-usage --dump-dom"
+        ).split()
+        flags += [f"--user-data-dir={tmp_path / name}.profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
+        command = [CHROMIUM, *flags, (tmp_path / name).as_uri()]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
+        assert "<article>" in shown and "<img" not in shown
+        return html.unescape(re.search(r"<title>(.*?)</title>", shown)[1])
+
+    assert title(page.replace("</body>", f"<script>{ACTIONS}</script></body>"), "a.html") == "2 runs", "not by its hash"
+    open_page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)
+    found = json.loads(title(open_page.replace("</body>", f"<script>{ACTIONS}</script></body>"), "b.html"))
+    tip = found.pop("tip")
+    assert tip.startswith("a, step 1\naccuracy 0.25") and "10 rollouts" in tip
+    assert found == {
+        "figures": 14, "all": 12, "search": ["two 2", "two 2"], "marks": ["two 2", "two 2"], "prompt": 6, "step": 4,
+        "verdict": 2, "axis": True, "lines": 2,
+    }  # fmt: skip
