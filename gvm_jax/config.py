@@ -88,6 +88,7 @@ RULES: dict[str, Rule] = {
     "evaluation.subset": _ANY_TEXT,
     "evaluation.split": _NAME,
     "evaluation.prompts": _integer(at_least=1),
+    "evaluation.samples": _integer(at_least=1),
     "evaluation.every": _integer(at_least=1),
     "evaluation.temperature": _number(at_least=0),
     "rollout.max_new_tokens": _integer(at_least=1),

@@ -71,6 +71,7 @@ BROKEN = [
     ("evaluation__subset", None),
     ("evaluation__split", ""),
     ("evaluation__prompts", 0),
+    ("evaluation__samples", 0),
     ("evaluation__every", 0),
     ("evaluation__temperature", -0.1),
     ("rollout__max_new_tokens", 0),

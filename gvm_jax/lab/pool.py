@@ -144,18 +144,10 @@ def _claim(folder: pathlib.Path, identity: dict) -> None:
 
 def _sample(run: Run, policy: Policy, prompt_ids, samples: int, step: int) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
     """`samples` rollouts of each prompt, and their scores."""
-    prompts, positions = run.prompts, run.prompts.positions_of(prompt_ids)
-    pending = [None] * (len(prompt_ids) * samples)
-
-    def submit(row: int, response: np.ndarray) -> None:
-        text = run.tokenizer.decode(response, skip_special_tokens=True)
-        pending[row] = run.grader.submit(text, prompts.golds[positions[row // samples]])
-
-    rollouts = policy.sample(
-        [prompts.tokens[i] for i in positions], prompt_ids, np.full(len(prompt_ids), samples),
-        run_key(run.config.seed, "rollouts", step), run.config.rollout.temperature, on_finished=submit,
-    )  # fmt: skip
-    return rollouts, np.array([verdict.score for verdict in run.grader.collect(pending)], np.float32)
+    key, temperature = run_key(run.config.seed, "rollouts", step), run.config.rollout.temperature
+    counts = np.full(len(prompt_ids), samples)
+    graded = run.sampler.sample(policy, run.prompts, prompt_ids, counts, key, temperature)
+    return graded.rollouts, graded.scores
 
 
 def _gradients(run: Run, settings: PoolSettings, params: Params, sketch: "CountSketch", rollouts: Rollouts):

@@ -121,6 +121,15 @@ class MathGrader(contextlib.AbstractContextManager):
             VerifierFailure: timeouts and errors are more than `max_failure_rate` of them.
         """
         verdicts = [verdict.result(check_interrupt) for verdict in pending]
+        self.check(verdicts)
+        return verdicts
+
+    def check(self, verdicts: Sequence[Verdict]) -> None:
+        """Whether these verdicts can be scores.
+
+        Raises:
+          VerifierFailure: timeouts and errors are more than `max_failure_rate` of them.
+        """
         failures = [verdict for verdict in verdicts if verdict.status in (Status.TIMEOUT, Status.ERROR)]
         if len(failures) > self._max_failure_rate * len(verdicts):
             errors = sum(verdict.status is Status.ERROR for verdict in failures)
@@ -134,7 +143,6 @@ class MathGrader(contextlib.AbstractContextManager):
                 "are exceptions of the verifier or the death of its process, often for want of memory. Where "
                 "the answers themselves are to blame, raise rewards.max_failure_rate: each of them scores 0."
             )
-        return verdicts
 
     def grade(self, texts: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
         """Grades responses; equal pairs of answer and reference are verified once.
@@ -152,6 +160,18 @@ class MathGrader(contextlib.AbstractContextManager):
         pairs = [(extract_boxed(text), gold) for text, gold in zip(texts, golds, strict=True)]
         pending = {pair: self._submit(*pair) for pair in dict.fromkeys(pairs)}
         return self.collect([pending[pair] for pair in pairs])
+
+    def equivalent(
+        self, pairs: Sequence[tuple[str, str]], check_interrupt: Callable[[], None] = lambda: None
+    ) -> list[bool]:
+        """Whether the first of each pair is a right answer where the second is the reference; not where this fails."""
+        known = [compare_numbers(*pair) for pair in pairs]
+        outcomes = [
+            self._pool.run(verifier.equivalent, *pair) if equal is None else _decided(equal)
+            for pair, equal in zip(pairs, known, strict=True)
+        ]
+        self._pool.wait(outcomes, check_interrupt)
+        return [outcome.exception() is None and outcome.result() for outcome in outcomes]
 
     def parses(self, golds: Sequence[str]) -> "np.ndarray":
         """Which reference answers the verifier can read, bool[n]; not one that hangs or kills it."""

@@ -68,7 +68,7 @@ class Policy:
 
         Args:
           prompts: token ids, at least 2 and at most `max_prompt_tokens` of them each.
-          prompt_ids: distinct ids; part of each sample's key.
+          prompt_ids: part of each sample's key; an id may come twice for different samples of it.
           counts: samples of each prompt, 0 allowed.
           key: of this call; a function of (seed, step).
           temperature: of the policy; 0 = greedy.

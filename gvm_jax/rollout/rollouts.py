@@ -63,9 +63,15 @@ class Samples:
     def add(self, count: int) -> range:
         """Appends empty rows."""
         begin = len(self)
-        for name in ("_tokens", "_logprobs", "lengths", "stopped"):
+        for name in ("lengths", "stopped"):
             old = getattr(self, name)
-            setattr(self, name, np.concatenate([old, np.zeros((count, *old.shape[1:]), old.dtype)]))
+            setattr(self, name, np.concatenate([old, np.zeros(count, old.dtype)]))
+        if len(self) > len(self._tokens):
+            rows = max(len(self), 2 * begin)  # room for more: to copy all at every request takes quadratic time
+            for name in ("_tokens", "_logprobs"):
+                old = getattr(self, name)
+                setattr(self, name, grown := np.zeros((rows, self.max_response), old.dtype))
+                grown[:begin] = old[:begin]
         return range(begin, begin + count)
 
     def append(
@@ -97,7 +103,7 @@ class Samples:
             tokens,
             prompt_lengths,
             self.lengths.copy(),
-            self._logprobs.copy(),
+            self._logprobs[: len(self)].copy(),
             group.astype(np.int32),
             self.stopped.copy(),
         )

@@ -243,6 +243,24 @@ class Checkpointer:
             self._manager.close()
 
 
+def best_step(workdir: str | os.PathLike[str]) -> int:
+    """Of the steps whose checkpoint is kept, the one with the best held-out accuracy; of equal ones the newest.
+
+    Raises:
+      FileNotFoundError: none of them was evaluated.
+    """
+    folder = workdir_path(workdir) / "checkpoints"
+    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False, read_only=True)) as manager:
+        kept = manager.all_steps()
+    evaluations = workdir_path(workdir) / "evaluation.jsonl"
+    lines = evaluations.read_text().splitlines(keepends=True) if evaluations.exists() else []
+    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    scored = [(row["accuracy"], row["step"]) for row in rows if row["step"] in kept]
+    if not scored:
+        raise FileNotFoundError(f"{folder}: of no checkpoint the held-out accuracy is known; name a step")
+    return max(scored)[1]
+
+
 def restore_subtree(
     workdir: str | os.PathLike[str], name: str, abstract: Any, step: int | None = None
 ) -> tuple[Any, int]:

@@ -6,6 +6,7 @@ is read back as NaN.
 """
 
 import contextlib
+import io
 import json
 import math
 import os
@@ -40,7 +41,7 @@ def _plain(value: Any) -> int | float | str | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
+def complete_lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
     """The complete lines of a file, each with the offset of its end; a torn last line is left out."""
     end = 0
     with path.open("rb") as file:
@@ -52,6 +53,18 @@ def _lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
                 yield json.loads(line), end
             except ValueError as error:
                 raise ValueError(f"{path}, line {number}: not JSON; remove or repair the line") from error
+
+
+def append_line(file: io.FileIO, values: Mapping[str, Any]) -> None:
+    """Writes a line of JSON to a file that was opened for appending, without a buffer.
+
+    Raises:
+      OSError: with the file's name and what to do.
+    """
+    line = json.dumps(values, allow_nan=False).encode() + b"\n"
+    with _named(file.name):
+        while line:  # a disk that fills up takes a part first
+            line = line[file.write(line) :]
 
 
 def tagged(scalars: Mapping[str, Any], table: str) -> dict[str, float]:
@@ -153,7 +166,7 @@ class MetricsWriter:
         path = self._workdir / f"{name}.jsonl"
         last_step, end = -1, 0
         if path.exists():
-            for line, line_end in _lines(path):
+            for line, line_end in complete_lines(path):
                 if line["step"] >= self._first_step:
                     break
                 last_step, end = line["step"], line_end
@@ -168,10 +181,7 @@ class MetricsWriter:
             raise ValueError(
                 f"{name}.jsonl: step {step} after step {last_step}; write a step once, with all its values"
             )
-        line = json.dumps({"step": step, **values}, allow_nan=False).encode() + b"\n"
-        with _named(self._workdir / f"{name}.jsonl"):
-            while line:  # a disk that fills up takes a part first
-                line = line[file.write(line) :]
+        append_line(file, {"step": step, **values})
         self._files[name] = (file, step)
 
 
@@ -191,7 +201,7 @@ def read_rows(workdir: str | os.PathLike[str], table: str) -> list[dict[str, Any
             return [number(item) for item in value]
         return math.nan if value is None else value
 
-    return [{name: number(value) for name, value in line.items()} for line, _ in _lines(path)]
+    return [{name: number(value) for name, value in line.items()} for line, _ in complete_lines(path)]
 
 
 def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:

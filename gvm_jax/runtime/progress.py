@@ -1,7 +1,8 @@
 """What a person sees of a run: one line a step, and a table at its end."""
 
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
 from rich.table import Table
@@ -88,3 +89,70 @@ def final_table(rows: Sequence[Mapping[str, object]], title: str = "") -> Table:
     for row in rows:
         table.add_row(*(str(row.get(column, "")) for column in columns))
     return table
+
+
+class SampleProgress:
+    """Prints how far a long sampling has come, with an estimate of the time left: a line now and then, and one at last.
+
+    Shares of processes are alike, so all of them are taken to be as far as this one.
+
+    Args:
+      name: of the work.
+      total: samples in all.
+      done: those that were there before.
+      sampled: gives the tokens that this process has sampled so far, of samples that have not ended too.
+      processes: how many draw them.
+      active: False on all processes but the first: nothing is printed.
+      every: seconds between two lines.
+      clock: seconds, for tests.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        total: int,
+        done: int,
+        sampled: Callable[[], int],
+        processes: int = 1,
+        active: bool = True,
+        every: float = 15.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._name, self._total, self._before, self._processes = name, total, done, processes
+        self._sampled = sampled
+        self._active, self._every, self._clock = active, every, clock
+        self._start = self._last = clock()
+        self._samples = self._correct = self._tokens = 0
+        if active and done:
+            print(f"{name}: {done:,}/{total:,} samples are there", flush=True)
+
+    def add(self, tokens: int, correct: bool) -> None:
+        """A sample has ended and is graded."""
+        self._samples += 1
+        self._tokens += tokens
+        self._correct += correct
+        if self._clock() - self._last >= self._every:
+            self.show()
+
+    def show(self) -> None:
+        """Prints a line now."""
+        self._last = self._clock()
+        if not self._active or not self._samples:
+            return
+        spent = max(self._last - self._start, 1e-9)
+        done = min(self._before + self._samples * self._processes, self._total)
+        sampled = self._sampled() * self._processes
+        # As if the others were as long as those that have ended, of which short ones come first.
+        to_sample = (self._total - self._before) * self._tokens / self._samples - sampled
+        left = spent * max(to_sample, 0) / sampled
+        print(
+            f"{self._name}: {done:,}/{self._total:,} samples, {100 * self._correct / self._samples:.1f} % correct, "
+            f"{sampled / spent:,.0f} tokens/s, {_duration(spent)} spent, {_duration(left)} left",
+            flush=True,
+        )
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

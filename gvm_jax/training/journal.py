@@ -14,7 +14,7 @@ from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker
 from gvm_jax.training.guard import save_batch
-from gvm_jax.training.run import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, Graded
 from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.step import StepMetrics
 
@@ -158,11 +158,11 @@ class Journal:
         """Whether the policy after `step` steps has been evaluated, before an interruption too."""
         return step in self.accuracy
 
-    def evaluation(self, step: int, accuracy: float, seconds: dict[str, float]) -> None:
-        """Record a held-out accuracy."""
+    def evaluation(self, step: int, scores: dict[str, float], seconds: dict[str, float]) -> None:
+        """Record held-out scores, "accuracy" among them."""
         self.totals.add_seconds(seconds)
-        self.accuracy[step] = accuracy
-        self._write(step, {"accuracy": accuracy, **self.totals.scalars()}, table="evaluation")
+        self.accuracy[step] = scores["accuracy"]
+        self._write(step, {**scores, **self.totals.scalars()}, table="evaluation")
 
     def step(
         self,

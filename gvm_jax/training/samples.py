@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gvm_jax.data import PromptSet
-from gvm_jax.training.run import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, Graded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

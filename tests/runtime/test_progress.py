@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from gvm_jax.runtime.progress import ProgressPrinter, final_table
+from gvm_jax.runtime.progress import ProgressPrinter, SampleProgress, final_table
 
 NUMBERS = {"reward": 0.25, "accept_rate": 0.5, "rollouts": 8192, "updates": 4, "seconds": 61.27}
 
@@ -50,3 +50,25 @@ def test_final_table_has_a_row_for_each_mapping():
     console.print(final_table([{"run": "raft", "accuracy": 0.4}, {"run": "gvm"}], title="Held out"))
     text = console.file.getvalue()
     assert all(word in text for word in ("Held out", "run", "accuracy", "raft", "0.4", "gvm"))
+
+
+def test_a_long_sampling_says_how_long_it_takes(capsys):
+    now, sampled = [0.0], [0]
+    progress = SampleProgress("sums", 1010, 10, lambda: sampled[0], processes=2, every=15.0, clock=lambda: now[0])
+    for seconds in (5, 10, 20):  # 100 tokens/s on each of two processes, of samples of 50 tokens
+        now[0], sampled[0] = seconds, 100 * seconds
+        progress.add(50, correct=seconds == 5)
+    now[0], sampled[0] = 250, 25_000
+    progress.show()
+    there, line, last = capsys.readouterr().out.splitlines()
+    assert there == "sums: 10/1,010 samples are there"
+    # 1,000 samples of 50 tokens in all, 4,000 of them done, at 200 a second.
+    assert line == "sums: 16/1,010 samples, 33.3 % correct, 200 tokens/s, 20 s spent, 3 min 50 s left"
+    assert last.endswith("4 min 10 s spent, 0 s left")
+
+
+def test_other_processes_and_nothing_print_no_line(capsys):
+    SampleProgress("sums", 4, 0, lambda: 0).show()
+    other = SampleProgress("sums", 4, 1, lambda: 3, every=0.0, active=False)
+    other.add(3, correct=True)
+    assert capsys.readouterr().out == ""

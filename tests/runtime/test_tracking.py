@@ -57,7 +57,7 @@ def test_steps_and_evaluations_go_there_under_tensorboards_names(wandb, config, 
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(wandb, "runs/mine/", tmp_path, config)
     journal = Journal(tmp_path, 3, Totals(), 5, None, active=True, tracker=tracker)
-    journal.evaluation(0, 0.25, {"evaluation": 2.0})
+    journal.evaluation(0, {"accuracy": 0.25}, {"evaluation": 2.0})
     journal._write(1, {"reward/mean": np.float32(0.5), "train/loss": math.nan})
     journal.close()
     tracker.close(complete=True)

@@ -10,7 +10,7 @@ from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.runtime.metrics import read_metrics
 from gvm_jax.training.journal import Journal, Totals, step_scalars
-from gvm_jax.training.run import Graded
+from gvm_jax.training.sampler import Graded
 from gvm_jax.training.step import StepMetrics
 
 

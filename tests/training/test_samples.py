@@ -12,7 +12,7 @@ from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.training.journal import Journal, Totals
-from gvm_jax.training.run import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, Graded
 from gvm_jax.training.samples import SampleTexts, spread
 
 

@@ -1,0 +1,1 @@
+"""What the evaluation command is made of."""

@@ -1,0 +1,78 @@
+"""The samples of a data set on disk: written as they come, found again after a crash, in the end one sorted file."""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from gvm_jax.config import ConfigError, diff
+from gvm_jax.runtime.metrics import append_line, complete_lines
+
+Key = tuple[int, int]  # question, sample
+
+
+class SampleStore:
+    """A folder with `settings.json` and the samples that were drawn with these settings, a line of JSON each.
+
+    While samples are drawn every process appends to a file of its own; `finish` makes them one, `samples.jsonl`, whose
+    bytes do not depend on the order in which samples ended, nor on interruptions.
+
+    Args:
+      folder: of the data set; made if missing. All processes see it.
+      settings: all that a sample depends on, as JSON holds it.
+
+    Raises:
+      ConfigError: the folder has samples with other settings; the message has the fields that differ.
+    """
+
+    def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
+        self._folder = folder
+        path, settings = folder / "settings.json", json.loads(json.dumps(settings))
+        if path.exists():
+            if differences := diff(json.loads(path.read_text(encoding="utf-8")), settings):
+                problem = f"{path}: the samples of this folder are of something else. Use another --workdir. Fields:"
+                raise ConfigError("\n  ".join([problem, *differences]))
+        else:
+            folder.mkdir(parents=True, exist_ok=True)
+            partial = folder / f"settings.json.{os.uname().nodename}.{os.getpid()}"
+            partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            partial.replace(path)
+        self._own = folder / f"samples.{jax.process_index()}.jsonl"
+
+    def load(self) -> dict[Key, dict[str, Any]]:
+        """The samples of all processes so far, by question and sample; a torn last line does not count.
+
+        Of two lines for a sample the later one counts: it was graded again.
+        """
+        parts = sorted(self._folder.glob("samples.*.jsonl"))
+        files = [file for file in (self._folder / "samples.jsonl", *parts) if file.exists()]
+        return {(line["question"], line["sample"]): line for file in files for line, _ in complete_lines(file)}
+
+    def __enter__(self) -> "SampleStore":
+        """Opens this process's file for `write`, without what a crash left half written."""
+        if self._own.exists():
+            os.truncate(self._own, max((end for _, end in complete_lines(self._own)), default=0))
+        self._file = self._own.open("ab", buffering=0)
+        return self
+
+    def __exit__(self, *_) -> None:
+        """Closes it."""
+        self._file.close()
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Appends a sample, which survives a kill from then on."""
+        append_line(self._file, record)
+
+    def finish(self) -> None:
+        """Puts all samples into `samples.jsonl`, ordered by question and sample; for one process, when all are done."""
+        records = self.load()
+        partial = self._folder / "samples.partial"
+        with partial.open("wb", buffering=0) as file:
+            for key in sorted(records):
+                append_line(file, records[key])
+        partial.replace(self._folder / "samples.jsonl")
+        for part in self._folder.glob("samples.*.jsonl"):
+            part.unlink()

@@ -1,0 +1,204 @@
+"""A policy's samples of prompts, graded: what training and evaluation share."""
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from gvm_jax.config import ConfigError
+from gvm_jax.data import PromptSet, build_prompts, load_rows, load_tokenizer, stop_token_ids
+from gvm_jax.models.config import Qwen2Config, model_folder
+from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.sharding import batch_sharding, param_shardings
+from gvm_jax.models.weights import check_weights, load_params
+from gvm_jax.rewards import MathGrader, Status, Verdict, VerifierFailure
+from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.policy import Policy, SampleStats
+from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.rollout.settings import RolloutSettings
+from gvm_jax.runtime import processes
+from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.preemption import Preempted
+from gvm_jax.runtime.timing import PhaseTimer
+
+STATUSES = tuple(Status)
+
+
+@dataclasses.dataclass(frozen=True)
+class Graded:
+    """Rollouts of all processes with their grades, row by row; rows beyond the scores are padding."""
+
+    rollouts: Rollouts
+    scores: Float[np.ndarray, " samples"]
+    statuses: Int[np.ndarray, " samples"]  # places in `STATUSES`
+    stats: SampleStats  # of this process's part
+
+    @property
+    def rewards(self) -> Float[np.ndarray, " N"]:
+        """The scores, and 0 for padding."""
+        return np.pad(self.scores, (0, len(self.rollouts.group) - len(self.scores)))
+
+    @staticmethod
+    def concatenate(parts: "Sequence[Graded]") -> "Graded":
+        """Rows of all, in order."""
+        rollouts = Rollouts.concatenate([part.rollouts for part in parts])
+        scores, statuses = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "statuses"))
+        return Graded(rollouts, scores, statuses, sum((part.stats for part in parts[1:]), parts[0].stats))
+
+    def by_prompt(self) -> "Graded":
+        """Rows ordered by prompt; those of a prompt keep their order. Without padding."""
+        order = np.argsort(self.rollouts.group, kind="stable")
+        return Graded(self.rollouts.take(order), self.scores[order], self.statuses[order], self.stats)
+
+
+@dataclasses.dataclass(frozen=True)
+class Answer:
+    """One graded sample."""
+
+    prompt_id: int
+    sample: int  # index among the prompt's samples
+    response: Int[np.ndarray, " n"]  # its tokens
+    text: str  # what they spell, without special tokens
+    verdict: Verdict
+
+
+class Sampler(contextlib.AbstractContextManager):
+    """The model, its rollout engine, the tokenizer and the grader of a config. Owns the grader's processes.
+
+    All that needs no device comes first, so that bad input is an error before any device work: make it, load the
+    prompts, then `build`, which makes `mesh`, `model`, `engine` and `dtype_reason`.
+
+    Args:
+      config: validated.
+      check_interrupt: called between blocks of sampling; may raise to give up.
+    """
+
+    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
+        self.config, self.timer, self._check_interrupt = config, PhaseTimer(), check_interrupt
+        folder = model_folder(config.model.path)
+        self.folder, self._network = folder, Qwen2Config.from_folder(folder)
+        self.tokenizer = load_tokenizer(str(folder))
+        self.stop_ids = stop_token_ids(self.tokenizer, str(folder), config.rollout.stop_tokens)
+        self._settings = settings = RolloutSettings.from_config(config)
+        if settings.max_tokens > self._network.max_position_embeddings:
+            raise ConfigError(
+                f"data.max_prompt_tokens + rollout.max_new_tokens = {settings.max_prompt_tokens} + "
+                f"{settings.max_new_tokens}: must be at most {self._network.max_position_embeddings}, the "
+                f"max_position_embeddings of {folder}/config.json"
+            )
+        rewards = config.rewards
+        self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
+
+    def __exit__(self, *_) -> None:
+        """Ends the grader's processes."""
+        self.grader.close()
+
+    def load_prompts(self, name: str, path: str) -> PromptSet:
+        """Prompts of a data set with the fields of the section `data` or `evaluation`.
+
+        Columns and templates are those of `data` for both.
+        """
+        section, data = self.config[name], self.config.data
+        rows = load_rows(
+            path, section.subset, section.split, data.problem_column, data.answer_column, data.answer_after,
+            section=name,
+        )  # fmt: skip
+        rows = rows[: section.get("prompts", len(rows))]
+        prompts = build_prompts(rows, self.tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
+        return prompts.drop(~self.grader.parses(prompts.golds), "reference answer that the verifier cannot read")
+
+    def build(self) -> None:
+        """Makes what needs the devices; no weight is read yet, but their names and shapes are checked."""
+        self.mesh = make_mesh(self.config.mesh)
+        dtype, self.dtype_reason = resolve_compute_dtype(self.config.model.compute_dtype)
+        self.model = Model(self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh))
+        check_weights(self.model, self.folder)
+        self.engine = RolloutEngine(self.model, self.mesh, self._settings, self.stop_ids)
+
+    def load_params(self) -> Params:
+        """The weights of `model.path`, in float32 over the mesh."""
+        return load_params(self.model, self.folder, param_shardings(self.model, self.mesh))
+
+    def sample(
+        self,
+        policy: Policy,
+        prompts: PromptSet,
+        ids: Int[np.ndarray, " m"],
+        counts: Int[np.ndarray, " m"],
+        key: Key[Array, ""],
+        temperature: float,
+        first_sample: int | Int[np.ndarray, " m"] = 0,
+        expected_lengths: Float[np.ndarray, " m"] | None = None,
+        phases: tuple[str, str] = ("rollout", "reward"),
+        on_graded: Callable[[Answer], None] = lambda answer: None,
+    ) -> Graded:
+        """Samples prompts; each response goes to the grader while others still decode.
+
+        Each process takes a share of the prompts; in the end all have all rows. Arguments as for `Policy.sample`, and:
+
+        Args:
+          prompts: where the ids are from.
+          phases: names of sampling and of the wait for grades in `timer`.
+          on_graded: called with each answer of this process as soon as it is graded.
+
+        Raises:
+          Preempted, VerifierFailure: on all processes together. What is graded by then went to `on_graded`.
+        """
+        work = counts if expected_lengths is None else counts * np.maximum(expected_lengths, 1.0)
+        counts = np.where(processes.share(work), counts, 0)
+        positions = prompts.positions_of(ids)
+        request_of_row = np.repeat(np.arange(len(ids)), counts)
+        first_row, first_sample = np.cumsum(counts) - counts, np.broadcast_to(first_sample, len(ids))
+        pending = [None] * len(request_of_row)
+        undelivered = {}
+        rollouts, verdicts, stopped = None, [], None
+
+        def submit(row: int, response: np.ndarray) -> None:
+            text = self.tokenizer.decode(response, skip_special_tokens=True)
+            pending[row] = self.grader.submit(text, prompts.golds[positions[request_of_row[row]]])
+            undelivered[row] = response.copy(), text
+
+        def deliver() -> None:
+            for row in [row for row in undelivered if pending[row].done()]:
+                i = request_of_row[row]
+                sample = int(first_sample[i] + row - first_row[i])
+                on_graded(Answer(int(ids[i]), sample, *undelivered.pop(row), pending[row].result()))
+
+        def between_blocks() -> None:
+            deliver()
+            self._check_interrupt()
+
+        try:
+            with self.timer(phases[0]):
+                rollouts = policy.sample(
+                    [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+                    expected_lengths=expected_lengths,
+                    on_finished=submit, check_interrupt=between_blocks,
+                )  # fmt: skip
+            with self.timer(phases[1]):
+                verdicts = self.grader.collect(pending, between_blocks)
+        except (Preempted, VerifierFailure) as error:
+            stopped = error
+        with self.timer(phases[1]):
+            deliver()
+            _stop_together(stopped)
+            scores = np.array([verdict.score for verdict in verdicts], np.float32)
+            statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
+            rows = processes.gather_rows((rollouts, scores, statuses))
+            return Graded(*rows, policy.stats).by_prompt()
+
+
+def _stop_together(error: Preempted | VerifierFailure | None) -> None:
+    """Raises on all processes if one of them stops, so that none waits for it."""
+    others = (
+        Preempted("stopped on request, made to another process; the same command resumes the run"),
+        VerifierFailure("the verifier failed on too many answers of another process; its log has one of them"),
+    )
+    raised = processes.any_process(np.array([isinstance(error, type(other)) for other in others]))
+    if error is not None:
+        raise error
+    for other, anywhere in zip(others, raised, strict=True):
+        if anywhere:
+            raise other
