@@ -20,9 +20,11 @@ from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
 from gvm_jax.benchmark.workload import (
     PREFILL_SAMPLES,
     Workload,
+    agreement,
     gradient_norms,
     grouped,
     gsm8k,
+    logprobs,
     prefill,
     update,
     update_lengths,
@@ -36,17 +38,23 @@ TASKS = {  # workload -> what an engine is asked for: the end of its script's na
     "gsm8k": "engine",
     "prefill": "engine",
     "gradient_norms": "norms",
+    "logprobs": "logprobs",
     "update": "update",
     "update_lengths": "update",
+    "agreement": "agreement",
 }
-_WORKLOAD = flags.DEFINE_enum("workload", "grouped", list(TASKS), "What is sampled, measured or trained on.")
+_WORKLOAD = flags.DEFINE_enum(
+    "workload", "grouped", list(TASKS), "What is sampled, measured, trained on or held together."
+)
 _ENGINES = flags.DEFINE_list("engines", ["gvm_jax"], f"Of {', '.join(INSTALL)}; the first is compared with the others.")
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["bfloat16", "float32"], "Every engine computes in it.")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each engine in a comparison.", lower_bound=1)
 _SLOTS = flags.DEFINE_integer(
     "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
 )
-_MICRO_BATCH = flags.DEFINE_integer("micro_batch", 4, "Rows of a pass of an update.", lower_bound=1)
+_MICRO_BATCH = flags.DEFINE_integer(
+    "micro_batch", 4, "Rows of a pass of an update, of logprobs and of agreement.", lower_bound=1
+)
 _DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with columns `question` and `answer`.")
 _ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollout, for gvm_jax; may be repeated.")
 _NORMS = flags.DEFINE_multi_string(
@@ -73,7 +81,8 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
     rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
     questions = [row.problem for row in rows]
     if TASKS[name] != "engine":
-        make = {"gradient_norms": gradient_norms, "update": update, "update_lengths": update_lengths}[name]
+        given = (gradient_norms, logprobs, update, update_lengths, agreement)
+        make = next(function for function in given if function.__name__ == name)
         workload = make(tokenizer, questions, [row.answer for row in rows])
         return workload, [workload.counts]
     if name == "prefill":
@@ -120,6 +129,8 @@ def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison])
                 "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
                 "norm_difference": comparison.norm_difference,
                 "update_difference": comparison.update_difference,
+                "logprob_difference": comparison.logprob_difference,
+                "agreement": comparison.agreement,
             }
             for comparison in comparisons
         ],

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from gvm_jax.benchmark.agreement import differences
 from gvm_jax.benchmark.process import BenchmarkError, EngineProcess
 from gvm_jax.benchmark.workload import Workload
 
@@ -32,6 +33,9 @@ class Comparison:
 
     counts: list[int]  # samples of each prompt
     runs: dict[str, list[dict]]  # engine -> what its process said of each run
+    agreement: dict[str, float] | None = (
+        None  # what differs -> by how much, of the workload `agreement` and two engines
+    )
 
     def tokens_per_second(self, engine: str) -> list[float]:
         """Response tokens, stop tokens included, by the seconds of the whole call, prefill included; a value a run."""
@@ -52,6 +56,15 @@ class Comparison:
         if len(norms) == 1 or None in norms:
             return None
         return max(abs(a / b - 1) for a, b in zip(*norms, strict=True))
+
+    @property
+    def logprob_difference(self) -> float | None:
+        """Mean |ours - theirs| of the tokens' log π, in nats; None of one engine, or where none were returned."""
+        scored = [runs[0].get("logprobs") for runs in self.runs.values()]
+        if len(scored) == 1 or None in scored:
+            return None
+        ours, theirs = ([x for row in rows for x in row] for rows in scored)
+        return statistics.fmean(abs(a - b) for a, b in zip(ours, theirs, strict=True))
 
     @property
     def update_difference(self) -> float | None:
@@ -81,7 +94,9 @@ def alternate(engines: Sequence[EngineProcess], workload: Workload, counts: list
                 raise BenchmarkError(f"engine {engine.name}: {error}") from error
             runs[engine.name].append(result)
             print(f"{engine.name}: run {repeat + 1} of {repeats}, {result['seconds']:.1f} s", file=sys.stderr)
-    return Comparison(counts, runs)
+    pair = [results[0] for results in runs.values()]
+    agreed = differences(*pair) if len(pair) == 2 and all("tensors" in result for result in pair) else None
+    return Comparison(counts, runs, agreed)
 
 
 def compare(
@@ -110,7 +125,7 @@ def compare(
     about, comparisons = {}, []
     with tempfile.TemporaryDirectory() as folder:
         file = pathlib.Path(folder, "workload.json")
-        workload.write(file, settings)
+        workload.write(file, {**settings, "folder": folder})
         first, *peers = engines
         with EngineProcess(first, *engines[first], file) as ours:
             for peer in peers or [None]:

@@ -5,11 +5,12 @@ from collections.abc import Sequence
 from rich.console import Console
 from rich.table import Table
 
+from gvm_jax.benchmark.agreement import ALLOWED
 from gvm_jax.benchmark.comparison import Comparison, Spread
 
 COLUMNS = (
     "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "useful", "ratio",
-    "norms differ", "updates differ", "run GB", "peak GB", "start s",
+    "norms differ", "updates differ", "log π differs", "run GB", "peak GB", "start s",
 )  # fmt: skip
 
 
@@ -24,9 +25,21 @@ def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
         table.add_section()
     console = Console(width=160, highlight=False, markup=False)
     console.print(table)
+    for comparison in comparisons:
+        if comparison.agreement:
+            console.print(agreement_table(comparison))
     for engine, said in about.items():
         versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
         console.print(f"{engine}: {said['configured']} ({versions})", soft_wrap=True)
+
+
+def agreement_table(comparison: Comparison) -> Table:
+    """What differs between two engines, and whether by more than float32 explains."""
+    a, b = comparison.runs
+    table = Table(f"a = {a}, b = {b}", "difference", f"at most {ALLOWED:g}")
+    for name, difference in comparison.agreement.items():
+        table.add_row(name, f"{difference:.1e}", "yes" if difference <= ALLOWED else "no")
+    return table
 
 
 def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
@@ -49,6 +62,7 @@ def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
         _show_spread(comparison.ratio, 2) if is_peer else "",
         f"{difference:.1e}" if is_peer and difference is not None else "",
         f"{comparison.update_difference:.1e}" if is_peer and comparison.update_difference is not None else "",
+        f"{comparison.logprob_difference:.1e}" if is_peer and comparison.logprob_difference is not None else "",
         f"{max(run['peak_bytes'] for run in runs) / 1e9:.1f}",
         f"{about['peak_bytes'] / 1e9:.1f}",
         f"{about['load_seconds']:.0f} + {about['warm_up_seconds']:.0f}",

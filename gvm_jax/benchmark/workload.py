@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -26,6 +27,9 @@ class Workload:
     pad_id: int  # for engines that pad
     temperature: float = 1.0
     responses: list[list[int]] = dataclasses.field(default_factory=list)  # one of each prompt; [] = they are drawn
+    groups: list[int] = dataclasses.field(default_factory=list)  # of each response, the question's number; [] = its own
+    rewards: list[float] = dataclasses.field(default_factory=list)  # of each response; [] = 1
+    shifts: list[list[float]] = dataclasses.field(default_factory=list)  # of each token, log π_old - log π; [] = 0
 
     def write(self, file: pathlib.Path, settings: dict) -> None:
         """Write the JSON object that engines read: the workload, and the settings that all of them take."""
@@ -110,6 +114,39 @@ def update_lengths(
     longest = max(map(len, responses))
     pad = _pad_id(tokenizer)
     return Workload("update_lengths", prompts, [1] * samples, longest, [pad], pad, responses=responses)
+
+
+def logprobs(
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], samples: int = 16
+) -> Workload:
+    """The samples of `update_lengths`, scored."""
+    return dataclasses.replace(update_lengths(tokenizer, questions, answers, samples), name="logprobs")
+
+
+def agreement(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    answers: Sequence[str],
+    prompts: int = 4,
+    samples: int = 4,
+) -> Workload:
+    """Whatever a step computes with, on responses of real lengths.
+
+    The responses to question i are the data's answers from number i·samples on; the first i + 1 of them count as
+    accepted, and log π_old is 0.3·sin(k) off at the k-th token: of rewards and ratios any will do that tell mistakes.
+    """
+    number = prompts * samples
+    if len(questions) < number:
+        raise ValueError(f"--data holds {len(questions)} questions; workload agreement takes {number}")
+    base = update_lengths(tokenizer, questions, answers, number)
+    return dataclasses.replace(
+        base,
+        name="agreement",
+        prompts=[base.prompts[i // samples] for i in range(number)],
+        groups=[i // samples for i in range(number)],
+        rewards=[float(i % samples <= i // samples) for i in range(number)],
+        shifts=[[0.3 * math.sin(k + i) for k in range(len(response))] for i, response in enumerate(base.responses)],
+    )
 
 
 def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) -> list[int]:

@@ -7,9 +7,10 @@ import sys
 
 import pytest
 
+from gvm_jax.benchmark.agreement import ALLOWED, logprob_difference
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
-from gvm_jax.benchmark.workload import Workload, gradient_norms, grouped, update_lengths
+from gvm_jax.benchmark.workload import Workload, agreement, gradient_norms, grouped, logprobs, update_lengths
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
 QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
@@ -20,6 +21,7 @@ SETTINGS = {
     "micro_batch": 2,
     "rollout": {"page_size": 16},
     "norms": {},
+    "update": {},
 }
 
 
@@ -75,6 +77,31 @@ def test_engines_agree_on_updates_of_unequal_lengths(tokenizer):
     assert ours[0]["lengths"] == [len(response) for response in samples.responses]
     assert ours[1]["loss"] < ours[0]["loss"] and "packed rows" in about["gvm_jax"]["configured"]
     assert [runs[0]["useful_tokens"] > 0.5 for runs in comparison.runs.values()] == [True, True]
+
+
+@pytest.mark.slow
+def test_engines_agree_on_whatever_a_step_computes_with(tokenizer):
+    """Log-probabilities, norms, the allocation, losses with clipped ratios and the update, on unequal lengths."""
+    pytest.importorskip("torch")
+    answers = ["46;#46", "15;#15", "123", "11", "1;2;3;#3", "9", "12+12", "#7"]
+    samples = agreement(tokenizer, [*QUESTIONS, "5+6"] * 2, answers, prompts=2)
+    engines = {name: (ENGINES / f"{name}_agreement.py", sys.executable) for name in ("gvm_jax", "hf")}
+    _, [comparison] = compare(samples, [[1] * 8], engines, 1, SETTINGS)
+    assert len(comparison.agreement) == 11 and max(comparison.agreement.values()) < ALLOWED
+    run = comparison.runs["gvm_jax"][0]
+    assert sum(run["allocation"]) == 8 and len(set(run["allocation"])) == 2
+    assert len({round(loss, 4) for loss in run["losses"].values()}) == 3
+
+
+@pytest.mark.slow
+def test_engines_agree_on_logprobs(tokenizer):
+    pytest.importorskip("torch")
+    samples = logprobs(tokenizer, [*QUESTIONS, "5+6"], ["46;#46", "15;#15", "123", "11"], 4)
+    engines = {name: (ENGINES / f"{name}_logprobs.py", sys.executable) for name in ("gvm_jax", "hf")}
+    _, [comparison] = compare(samples, [[1] * 4], engines, 1, SETTINGS)
+    ours, theirs = (runs[0]["logprobs"] for runs in comparison.runs.values())
+    assert [len(row) for row in ours] == [len(response) for response in samples.responses]
+    assert logprob_difference(ours, theirs) < 1e-4 and comparison.logprob_difference < 1e-4
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import pathlib
 
+from packed import given_rollouts
 from protocol import serve
 
 
@@ -18,7 +19,6 @@ class GvmJaxNorms:
         from gvm_jax.models.config import Qwen2Config
         from gvm_jax.models.qwen2 import Model
         from gvm_jax.models.weights import load_params
-        from gvm_jax.rollout.rollouts import Samples
         from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 
@@ -34,12 +34,8 @@ class GvmJaxNorms:
         model = Model(Qwen2Config.from_folder(folder), dtype, remat=given["remat"])
         params = load_params(model, folder, dtype=dtype)
 
-        prompts, responses = workload["prompts"], workload["responses"]
-        samples = Samples(max(map(len, responses)))
-        for row, response in zip(samples.add(len(responses)), responses, strict=True):
-            samples.append(np.array([row]), np.array([response]), np.zeros((1, len(response)), np.float32))
-        rollouts = samples.rollouts(prompts, np.arange(len(prompts)), max(map(len, prompts)))
-        wanted = np.ones(len(prompts), bool)
+        rollouts = given_rollouts(workload)
+        wanted = np.ones(len(rollouts.group), bool)
 
         def norms(params, rollouts):
             return per_sample_gradient_norms(
@@ -47,7 +43,7 @@ class GvmJaxNorms:
             )
 
         self._lowered = jax.jit(norms).lower(params, rollouts)
-        self._arguments, self._lengths = (params, rollouts), samples.lengths.tolist()
+        self._arguments, self._lengths = (params, rollouts), rollouts.response_lengths.tolist()
         self.configured = f"computed in {workload['dtype']}, {settings}, remat={given['remat']}, {describe_devices()}"
 
     def warm_up(self) -> None:

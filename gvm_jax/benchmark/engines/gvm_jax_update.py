@@ -1,7 +1,6 @@
 """This project's train step on given responses: one RAFT++ update over packed rows."""
 
-import pathlib
-
+from packed import given_model, given_rollouts, logprobs_program
 from protocol import serve
 
 
@@ -9,17 +8,12 @@ class GvmJaxUpdate:
     """The program of training, with equal counts: every response is accepted and nothing is measured."""
 
     def __init__(self, workload: dict):
-        import jax
         import numpy as np
 
         from configs import default
-        from gvm_jax.models.config import Qwen2Config
-        from gvm_jax.models.logprobs import response_logprobs
-        from gvm_jax.models.qwen2 import Model
-        from gvm_jax.models.sharding import batch_sharding, param_shardings
+        from gvm_jax.models.sharding import param_shardings
         from gvm_jax.models.weights import load_params
-        from gvm_jax.rollout.rollouts import Samples
-        from gvm_jax.runtime.mesh import describe_devices, make_mesh
+        from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.programs import StepPrograms
 
         prompts, responses = workload["prompts"], workload["responses"]
@@ -37,31 +31,15 @@ class GvmJaxUpdate:
                 raise ValueError(f"--update={name}={value}: must be like {name}={fields[name][name]}")
             fields[name][name] = value
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, workload["micro_batch"]
-        mesh, folder = make_mesh(config.mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
-        network = Qwen2Config.from_folder(folder)
-        model = Model(network, np.dtype(workload["dtype"]), config.model.remat, rows=batch_sharding(mesh))
+        model, mesh, folder = given_model(workload, config.model.remat)
         params = load_params(model, folder, param_shardings(model, mesh))
-
-        samples = Samples(config.rollout.max_new_tokens)
-        for row, response in zip(samples.add(len(responses)), responses, strict=True):
-            samples.append(np.array([row]), np.array([response]), np.zeros((1, len(response)), np.float32))
-        self._prompts = np.arange(len(prompts), dtype=np.int32)
-        rollouts = samples.rollouts(prompts, self._prompts, config.data.max_prompt_tokens)
-
-        def logprobs(params, rollouts):
-            def of_row(row):
-                fields = jax.tree.map(lambda x: x[None], row)
-                return response_logprobs(
-                    model.bind(params), fields.tokens, fields.prompt_lengths, fields.response_lengths,
-                    rollouts.max_response, workload["temperature"], config.optimizer.logprob_chunk,
-                )[0]  # fmt: skip
-
-            return jax.lax.map(of_row, rollouts)
-
-        self._rollouts = rollouts.replace(logprobs=np.asarray(jax.jit(logprobs)(params, rollouts)))
+        self._prompts, rollouts = np.arange(len(prompts), dtype=np.int32), given_rollouts(workload)
+        size, chunk = config.optimizer.micro_batch, config.optimizer.logprob_chunk
+        logprobs, _ = logprobs_program(model, rollouts, size, workload["temperature"], chunk)
+        self._rollouts = rollouts.replace(logprobs=np.asarray(logprobs(params)))
         programs = StepPrograms(config, model, mesh, len(prompts))
         self._step, self._state = programs.train_step, programs.new_state(params, self._prompts)
-        self._lengths = samples.lengths.tolist()
+        self._lengths = rollouts.response_lengths.tolist()
         self.configured = (
             f"float32 parameters and AdamW, computed in {workload['dtype']}, remat={config.model.remat}, packed "
             f"rows of {rollouts.tokens.shape[1]} tokens, {workload['micro_batch']} a micro-batch, logits of "

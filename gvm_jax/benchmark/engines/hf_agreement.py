@@ -1,0 +1,121 @@
+"""What a step computes, written out in PyTorch and plain Python: the truth that this project is held against."""
+
+import math
+import pathlib
+
+from padded import PaddedPolicy
+from protocol import serve
+
+CLIP_LOW = CLIP_HIGH = 0.2
+ALPHA, BETA = 1e-3, 2.0
+LEARNING_RATE = 0.1  # so large that rounding of the float32 parameters hides no digit of the update
+
+
+class HuggingFaceAgreement:
+    """A sample at a time, no padding; everything in the workload's dtype."""
+
+    def __init__(self, workload: dict):
+        import torch
+
+        self._workload, self._torch, self._policy = workload, torch, PaddedPolicy(workload, workload["dtype"])
+        pairs = zip(workload["prompts"], workload["responses"], strict=True)
+        self._batches = [self._policy.batch([pair]) for pair in pairs]
+        self.configured = f"{self._policy.configured}, a sample at a time, AdamW"
+
+    def warm_up(self) -> None:
+        """Nothing is timed."""
+
+    def run(self, counts: list[int], seed: int) -> dict:
+        """Everything once."""
+        torch, workload = self._torch, self._workload
+        with torch.no_grad():
+            logprobs = [self._policy.logprobs(*batch) for batch in self._batches]
+        old = [known + torch.tensor(shift) for known, shift in zip(logprobs, workload["shifts"], strict=True)]
+        norms = [
+            self._norm(batch) if r > 0 else 0.0 for batch, r in zip(self._batches, workload["rewards"], strict=True)
+        ]
+        losses, gradient_norms = {}, {}
+        for name in ("raft", "grpo", "raft_pp"):  # the last leaves its gradient
+            losses[name], gradient_norms[name] = self._loss(name, old)
+        return {
+            "logprobs": [row.tolist() for row in logprobs],
+            "norms": norms,
+            "allocation": self._allocation(norms),
+            "losses": losses,
+            "gradient_norms": gradient_norms,
+            "tensors": self._update(pathlib.Path(workload["folder"], "hf")),
+            "lengths": [len(response) for response in workload["responses"]],
+            "prefill_seconds": None,
+        }
+
+    def _norm(self, batch) -> float:
+        weight = self._policy.model.get_input_embeddings().weight
+        (gradient,) = self._torch.autograd.grad(-self._policy.logprobs(*batch).sum(), [weight])
+        return self._torch.linalg.vector_norm(gradient, dtype=self._torch.float64).item()
+
+    def _allocation(self, norms: list[float]) -> list[int]:
+        """GVM's counts as its authors' code has them, em/stage_2_calc_sample_size.py of github.com/RLHFlow/GVM."""
+        workload, weights = self._workload, []
+        budget, prompts = len(norms), sorted(set(workload["groups"]))
+        for prompt in prompts:
+            mine = [i for i, group in enumerate(workload["groups"]) if group == prompt]
+            accepted = [norms[i] for i in mine if workload["rewards"][i] > 0]
+            rate = len(accepted) / len(mine)
+            mean = sum(accepted) / len(accepted) if accepted else 0.0
+            weights.append(mean / math.sqrt(rate + ALPHA / rate ** (BETA - 1)) if accepted else 0.0)
+        wanted = [weight / sum(weights) * budget for weight in weights]
+        counts = [round(x) for x in wanted]
+        step = 1 if sum(counts) < budget else -1
+        furthest = sorted(range(len(prompts)), key=lambda i: step * (counts[i] - wanted[i]))
+        for i in furthest[: abs(budget - sum(counts))]:
+            counts[i] += step
+        return counts
+
+    def _loss(self, name: str, old: list) -> tuple[float, float]:
+        """-mean over prompts of the mean over their samples, and its gradient's norm."""
+        torch, workload = self._torch, self._workload
+        rewards, groups = torch.tensor(workload["rewards"], dtype=torch.float64), torch.tensor(workload["groups"])
+        prompts, longest, total = int(groups.max()) + 1, max(map(len, workload["responses"])), 0.0
+        self._policy.model.zero_grad()
+        for i, batch in enumerate(self._batches):
+            group = rewards[groups == groups[i]]
+            if name == "grpo":
+                advantage = ((rewards[i] - group.mean()) / (group.std() + 1e-6)).item()
+                weight = 1 / (prompts * len(group) * len(workload["responses"][i]))
+            else:
+                advantage, weight = rewards[i].item(), 1 / (prompts * (group > 0).sum().item() * longest)
+            if advantage == 0:
+                continue
+            logprobs = self._policy.logprobs(*batch)
+            if name == "raft":
+                gain = advantage * logprobs
+            else:
+                ratio = torch.exp(logprobs - old[i])
+                gain = torch.minimum(ratio * advantage, ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH) * advantage)
+            loss = -weight * gain.sum()
+            loss.backward()
+            total += loss.item()
+        gradients = [p.grad for p in self._policy.model.parameters()]
+        return total, torch.nn.utils.get_total_norm(gradients).item()
+
+    def _update(self, folder: pathlib.Path) -> dict[str, str]:
+        """Files with the clipped gradient and with what AdamW makes of it, by the checkpoint's names."""
+        from safetensors.torch import save_file
+
+        torch, model = self._torch, self._policy.model
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        folder.mkdir()
+        files = {name: str(folder / f"{name}.safetensors") for name in ("gradient", "update")}
+        save_file({name: p.grad for name, p in model.named_parameters()}, files["gradient"])
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.999), weight_decay=0.01).step()
+        save_file({name: p.detach() - before[name] for name, p in model.named_parameters()}, files["update"])
+        with torch.no_grad():
+            for name, p in model.named_parameters():
+                p.copy_(before[name])
+        model.zero_grad()
+        return files
+
+
+if __name__ == "__main__":
+    serve(HuggingFaceAgreement, ("torch", "transformers"))
