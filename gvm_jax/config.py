@@ -59,6 +59,10 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
 
 
+def _are_data_sets(value: Any) -> bool:
+    return _are_texts(value) and not any("," in text for text in value)  # a list without quotes would be one text
+
+
 _ANY_TEXT = _text("a text, or '' for none", lambda _: True)
 _NAME = _text("a name that is not empty")
 _DATA_SET = "a .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic or a name as gsm8k"
@@ -82,7 +86,7 @@ RULES: dict[str, Rule] = {
     "data.answer_column": _ANY_TEXT,
     "data.answer_from": _choice("", "column", "boxed"),
     "data.answer_after": _ANY_TEXT,
-    "data.exclude": Rule("a tuple of data sets, as in \"('math500',)\"", _are_texts),
+    "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
     "data.system_prompt": _ANY_TEXT,
     "data.user_template": _text("a text with {problem} in it", lambda text: "{problem}" in text),
     "data.max_prompt_tokens": _integer(at_least=1),

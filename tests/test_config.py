@@ -66,7 +66,7 @@ BROKEN = [
     ("data__answer_from", "text"),
     ("data__answer_after", 4),
     ("data__exclude", "math500"),
-    ("data__exclude", ("",)),
+    ("data__exclude", ("math500,gsm8k",)),
     ("data__system_prompt", None),
     ("data__user_template", "{question}"),
     ("data__max_prompt_tokens", 0),

@@ -1,15 +1,15 @@
-r"""Data sets that are known by a short name, which brings hub path, splits and columns.
+r"""Data sets that are known by a short name, which brings hub path, splits and columns; a folder is named as ./gsm8k.
 
-Sources, as of what public code that loads them says of columns and splits (the hub itself was not asked):
+Paths, splits and columns are those that public training and evaluation code asks the hub for; the hub itself was not
+asked, so a set that was changed since is an error that lists the columns found. Numbers of rows are of the same origin.
 
 - numina: NuminaMath-CoT, the training data of arXiv 2505.02391; the answer is the last \boxed{} of `solution`.
-- math: MATH (arXiv 2103.03874) in one configuration, 7,500 and 5,000 rows, as verl prepares it.
+- math: MATH (arXiv 2103.03874) in one configuration, 7,500 and 5,000 rows.
 - gsm8k: arXiv 2110.14168, 7,473 and 1,319 rows; the answer follows "####".
-- deepscaler: DeepScaleR's 40,000 problems.
+- deepscaler: DeepScaleR's training problems, from AIME, AMC, MATH, Omni-MATH and STILL.
 - math500: the 500 of MATH's test problems that arXiv 2305.20050 holds out.
-- minerva (272 rows, arXiv 2206.14858), olympiadbench (674 rows of text and mathematics, arXiv 2402.14008; its answers
-  are lists) and amc23 (40 rows), as copied from Qwen2.5-Math's evaluation data (arXiv 2409.12122).
-- aime24: AIME 2024, both papers, 30 rows.
+- minerva: 272 rows, arXiv 2206.14858. olympiadbench: 674 rows of text and mathematics, arXiv 2402.14008; its answers
+  are lists, of which the first counts. aime24: both papers of AIME 2024, 30 rows. amc23: 40 rows.
 """
 
 from typing import NamedTuple

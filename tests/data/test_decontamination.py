@@ -74,9 +74,9 @@ def test_a_planted_problem_is_found(problem, found):
 
 
 def test_a_short_problem_is_found_whole_only():
-    assert contaminated(["what is 1 + 1", "What is 1 + 2?", "So what is 1 + 1?"], ["What is $1+1$?"]).tolist() == [
-        *(True, False, False)
-    ]
+    problems = ["what is 1 + 1 + 1", "What is 1 + 1 + 2?", "So what is 1 + 1 + 1?"]
+    assert contaminated(problems, ["What is $1+1+1$?"]).tolist() == [True, False, False]  # 7 words
+    assert contaminated(["So what now is 1 + 1 + 1?"], ["What now is $1+1+1$?"]).tolist() == [True]  # 8 words
 
 
 @pytest.mark.parametrize(("changed", "found"), [(3, True), (4, False)])
