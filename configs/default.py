@@ -27,12 +27,16 @@ def get_config() -> ConfigDict:
     config.model.remat = "full"
 
     config.data = ConfigDict()
-    config.data.path = ""  # hub name, a .json/.jsonl/.parquet/.csv file or a folder of them, or builtin:arithmetic
+    # A .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic, or a short name of
+    # gvm_jax/data/named.py (numina, math, gsm8k, deepscaler, ...), which brings the fields up to answer_after itself.
+    config.data.path = ""
     config.data.subset = ""  # the hub data set's configuration name ("main" for openai/gsm8k); "" = its default
-    config.data.split = "train"  # split to train on
-    config.data.problem_column = "problem"  # column with the problem's text
-    config.data.answer_column = "answer"  # column with the reference answer
+    config.data.split = ""  # split to train on; "" = train
+    config.data.problem_column = ""  # column with the problem (text or chat; a.b is b inside of a); "" = problem
+    config.data.answer_column = ""  # column with the reference answer; "" = answer
+    config.data.answer_from = ""  # column: all of it | boxed: the last \boxed{} in it; "" = column
     config.data.answer_after = ""  # keep only the answer's text after the last such mark ("####" for GSM8K)
+    config.data.exclude = ()  # data sets, named as evaluation.path is, whose problems are left out of training
     config.data.system_prompt = "Please reason step by step, and put your final answer within \\boxed{}."
     config.data.user_template = (  # {problem} is replaced by the problem's text
         "{problem} Let's think step by step and output the final answer within \\boxed{}."
@@ -40,9 +44,10 @@ def get_config() -> ConfigDict:
     config.data.max_prompt_tokens = 1024  # longer prompts are dropped, counted and reported
 
     config.evaluation = ConfigDict()
-    config.evaluation.path = ""  # held-out data, named as data.path is, with its columns; "" = no evaluation
+    # Held-out data, named as data.path is; with the columns of `data`, if it is no short name. "" = no evaluation.
+    config.evaluation.path = ""
     config.evaluation.subset = ""  # as data.subset
-    config.evaluation.split = "test"  # split to evaluate on
+    config.evaluation.split = ""  # split to evaluate on; "" = test
     config.evaluation.prompts = 256  # the first so many rows
     config.evaluation.samples = 1  # samples k of each; accuracy is avg@k, beside pass@2, pass@4, ... up to k
     config.evaluation.every = 10  # steps between evaluations; step 0 and the last step are evaluated too

@@ -3,8 +3,9 @@
     tpu_scripts/train.sh --config=configs/qwen25_0p5b_gsm8k.py --workdir=runs/gsm8k
 
 Arguments: `gvm_raft` (default), `raft`, `gvm_grpo`, `grpo`; they differ in the algorithm and the allocation only. Any
-Qwen2.5 of 0.5B will do: `--config.model.path=` takes a hub name (Instruct, base, Coder) or a local folder, and
-`--config.data.path=` a local GSM8K .jsonl in place of the hub's. Memory: about 12 GB (float32 parameters, AdamW and
+Qwen2.5 of 0.5B will do: `--config.model.path=` takes a hub name (Instruct, base, Coder) or a local folder. GSM8K from
+local .jsonl files wants `--config.data.path=FILE --config.evaluation.path=FILE --config.data.problem_column=question
+"--config.data.answer_after=####"`. Memory: about 12 GB (float32 parameters, AdamW and
 gradients 8 GB, KV cache 2 GB in bfloat16, activations).
 
 A few prompts a step show the whole loop on a CPU, in minutes a step:
@@ -25,14 +26,9 @@ def get_config(arg: str = "gvm_raft"):
     config.prompts_per_step = 64
     config.rollouts_per_step = 512
     config.model.path = "Qwen/Qwen2.5-0.5B-Instruct"
-    config.data.path = "openai/gsm8k"
-    config.data.subset = "main"
-    config.data.problem_column = "question"
-    config.data.answer_column = "answer"
-    config.data.answer_after = "####"
+    config.data.path = "gsm8k"
     config.data.max_prompt_tokens = 256
-    config.evaluation.path = "openai/gsm8k"
-    config.evaluation.subset = "main"
+    config.evaluation.path = "gsm8k"
     config.rollout.max_new_tokens = 400  # 300 cut half of the answers
     config.rollout.page_size = 32
     config.gradient_norms.max_samples = 128

@@ -3,7 +3,7 @@
     tpu_scripts/train.sh --config=configs/qwen25_math_1p5b.py --workdir=gs://BUCKET/math_1p5b
 
 Arguments: `gvm_raft` (default), `raft`, `gvm_grpo`, `grpo`; they differ in the algorithm and the allocation only. The
-paper's data set is NuminaMath-CoT, whose answers stand inside of its solutions; this one has a column of them.
+data are the paper's: NuminaMath-CoT, with the answers that its solutions box, less the problems of MATH-500.
 
     python -m gvm_jax.plan --config=configs/qwen25_math_1p5b.py --topology=v5e:4x4 --data_rows=900000
 
@@ -36,8 +36,9 @@ def get_config(arg: str = "gvm_raft"):
     default.set_method(config, arg)
     config.steps = 100
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
-    config.data.path = "AI-MO/NuminaMath-1.5"
-    config.evaluation.path = "HuggingFaceH4/MATH-500"
+    config.data.path = "numina"
+    config.data.exclude = ("math500",)
+    config.evaluation.path = "math500"
     config.evaluation.prompts = 500
     config.rollout.page_size = 64
     config.rollout.pages = 4096

@@ -11,6 +11,7 @@ import sys
 COMMANDS = {  # module of gvm_jax -> what it does
     "train": "train a reasoner; the same command resumes",
     "evaluate": "score a model or a run's policy on benchmarks; the same command resumes",
+    "inspect": "show a data set's rows as the model will see them, and what is dropped",
     "plan": "say whether a config fits a TPU or GPU topology, before paying for it",
     "compare": "train strategies side by side over seeds",
     "variance": "measure the variance of the strategies' gradient estimates",

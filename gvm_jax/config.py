@@ -59,9 +59,13 @@ def _are_texts(value: Any) -> bool:
     return isinstance(value, tuple) and all(isinstance(text, str) and text for text in value)
 
 
+def _are_data_sets(value: Any) -> bool:
+    return _are_texts(value) and not any("," in text for text in value)  # a list without quotes would be one text
+
+
 _ANY_TEXT = _text("a text, or '' for none", lambda _: True)
 _NAME = _text("a name that is not empty")
-_DATA_SET = "a hub name, a .json/.jsonl/.parquet file or a folder of them, or builtin:arithmetic"
+_DATA_SET = "a .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic or a name as gsm8k"
 _MESH_AXIS = Rule(
     "an integer >= 1, or -1 for the devices that the other axes leave",
     lambda value: type(value) is int and (value == -1 or value >= 1),
@@ -77,16 +81,18 @@ RULES: dict[str, Rule] = {
     "model.remat": _choice("full", "dots", "none"),
     "data.path": _text(_DATA_SET),
     "data.subset": _ANY_TEXT,
-    "data.split": _NAME,
-    "data.problem_column": _NAME,
-    "data.answer_column": _NAME,
+    "data.split": _ANY_TEXT,
+    "data.problem_column": _ANY_TEXT,
+    "data.answer_column": _ANY_TEXT,
+    "data.answer_from": _choice("", "column", "boxed"),
     "data.answer_after": _ANY_TEXT,
+    "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
     "data.system_prompt": _ANY_TEXT,
     "data.user_template": _text("a text with {problem} in it", lambda text: "{problem}" in text),
     "data.max_prompt_tokens": _integer(at_least=1),
     "evaluation.path": _text(f"{_DATA_SET}, or '' for no evaluation", lambda _: True),
     "evaluation.subset": _ANY_TEXT,
-    "evaluation.split": _NAME,
+    "evaluation.split": _ANY_TEXT,
     "evaluation.prompts": _integer(at_least=1),
     "evaluation.samples": _integer(at_least=1),
     "evaluation.every": _integer(at_least=1),

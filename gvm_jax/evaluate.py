@@ -56,7 +56,8 @@ def evaluate(
     Args:
       config: a run's; its sections of training are not looked at.
       workdir: a folder for each data set, and `metrics.json`.
-      paths: of the data sets, with the other fields of `config.evaluation` and the columns of `config.data`.
+      paths: of the data sets. Those that are no short names have the other fields of `config.evaluation` and the
+        columns of `config.data`.
       checkpoint: folder of a training run; None = the weights of `model.path`.
       step: of the checkpoint: a number, "newest" or "best".
 

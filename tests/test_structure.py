@@ -6,9 +6,10 @@ import subprocess
 import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "gvm_jax"
-LAYER = {"config": 0, "runtime": 1, "models": 2, "rollout": 3, "rewards": 3, "allocation": 3, "data": 3}
+LAYER = {"config": 0, "runtime": 1, "models": 2, "rollout": 3, "rewards": 2, "allocation": 3, "data": 3}
 LAYER |= {"training": 4, "lab": 5, "planning": 5, "evaluation": 5, "command": 5}
-ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare", "plan", "evaluate", "__main__"}
+ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare", "plan", "evaluate", "inspect"}
+ENTRY_POINTS |= {"__main__"}
 
 
 def part(module: str) -> str:

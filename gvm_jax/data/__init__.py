@@ -2,6 +2,7 @@
 
 from gvm_jax.data.arithmetic import arithmetic_rows, demonstrations, write_tokenizer
 from gvm_jax.data.errors import DataError
+from gvm_jax.data.loading import load_config_rows, load_prompts
 from gvm_jax.data.prompts import PromptSet, build_prompts
 from gvm_jax.data.sources import Row, load_rows
 from gvm_jax.data.stream import PromptStream
@@ -15,6 +16,8 @@ __all__ = [
     "arithmetic_rows",
     "build_prompts",
     "demonstrations",
+    "load_config_rows",
+    "load_prompts",
     "load_rows",
     "load_tokenizer",
     "stop_token_ids",

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 TOO_LONG = "longer than data.max_prompt_tokens"
+UNREADABLE = "reference answer that the verifier cannot read"
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,7 +99,7 @@ def build_prompts(
     """Renders each problem with the tokenizer's chat template and tokenises it.
 
     Args:
-      rows: problems and reference answers.
+      rows: problems and reference answers; those marked as dropped are, and counted by their reasons.
       tokenizer: one with a chat template.
       system_prompt: text of the system message; "" = no such message.
       user_template: text of the user message; `{problem}` is replaced, other braces are kept.
@@ -138,7 +139,10 @@ def build_prompts(
         num_rows=len(rows),
         dropped={},
     )
-    return prompts.drop(lengths > max_prompt_tokens, TOO_LONG)
+    marks = np.array([row.dropped for row in rows])
+    for reason in sorted(set(marks) - {""}):
+        prompts = prompts.drop(marks[prompts.ids] == reason, str(reason))
+    return prompts.drop(lengths[prompts.ids] > max_prompt_tokens, TOO_LONG)
 
 
 def _encode(messages: list[list[dict]], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:

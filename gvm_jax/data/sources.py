@@ -10,6 +10,10 @@ from typing import NamedTuple
 
 from gvm_jax.data.arithmetic import SPLIT_SIZES, arithmetic_rows
 from gvm_jax.data.errors import DataError
+from gvm_jax.data.named import NAMED
+from gvm_jax.rewards.answers import extract_boxed
+
+NO_BOX = "no \\boxed{} to take the answer from"
 
 
 class Row(NamedTuple):
@@ -17,6 +21,7 @@ class Row(NamedTuple):
 
     problem: str
     answer: str
+    dropped: str = ""  # why the row makes no prompt; "" = it does
 
 
 def load_rows(
@@ -26,12 +31,15 @@ def load_rows(
     problem_column: str = "problem",
     answer_column: str = "answer",
     answer_after: str = "",
+    answer_from: str = "column",
     section: str = "data",
 ) -> list[Row]:
     r"""Loads a data set and checks every row.
 
     An answer may be a string, a number (72.0 becomes "72") or a list, of which the first counts, as in the
-    evaluation of arXiv 2505.02391. Problems are kept to the letter; answers lose surrounding space.
+    evaluation of arXiv 2505.02391. A problem is a text, or a chat, a list of messages with `role` and `content` as
+    in verl's files: its last user message. Of a chat nothing else is used; `data.system_prompt` stands in for its
+    system message. Problems are kept to the letter; answers lose surrounding space.
 
     Args:
       path: `builtin:arithmetic`; a .json, .jsonl, .parquet or .csv file; a folder of them; or a hub name.
@@ -40,9 +48,12 @@ def load_rows(
       split: split of a hub or built-in data set. Of a folder, the files whose name holds it as a word are
         read (`train-00000-of-00002.parquet`, `gsm8k_train.jsonl`), in the order of their names; all of them
         if it is "". A single file is read whole.
-      problem_column: column with the problem's text.
-      answer_column: column with the reference answer.
+      problem_column: column with the problem; dots lead into nested ones (`extra_info.question`), numbers into
+        lists (`messages.0.content`). A column that has the whole name is taken first.
+      answer_column: column with the reference answer, likewise.
       answer_after: keep the answer's text after the last such mark ("####" for GSM8K); "" = all of it.
+      answer_from: "column" = that is the answer; "boxed" = its last `\boxed{...}` is. A row without one is marked
+        as dropped, and one without a text is an error.
       section: config section that names the data set, for error messages: "data" or "evaluation".
 
     Raises:
@@ -54,24 +65,26 @@ def load_rows(
     if len(table) == 0:
         raise DataError(f"{where} holds no rows (split {split!r}); at least one is needed.")
     not_evaluation = " (It has the columns of data.path; evaluation.path = '' evaluates nothing.)" * (section != "data")
-    for field, column in (("problem_column", problem_column), ("answer_column", answer_column)):
-        if column not in table[0]:
+    for name, column in (("problem_column", problem_column), ("answer_column", answer_column)):
+        if _value(table[0], column) is _MISSING:
             raise DataError(
-                f"data.{field} = {column!r} is not a column of {where}. Columns found: "
-                f"{', '.join(map(str, table[0]))}. First row: {_shorten(table[0])}. Set data.{field} to "
-                "one of the columns." + not_evaluation
+                f"data.{name} = {column!r} is not a column of {where}. Columns found: "
+                f"{', '.join(map(str, table[0]))}. First row: {_shorten(table[0])}. Set data.{name} to "
+                "one of the columns; dots lead into nested ones." + not_evaluation
             )
 
     rows = []
     for number, record in enumerate(table):
         try:
-            problem = _problem_text(record.get(problem_column))
-            answer = _answer_text(record.get(answer_column), answer_after)
+            problem = _problem_text(_value(record, problem_column))
+            answer = _answer_text(_value(record, answer_column), answer_after)
         except DataError as error:
             raise DataError(
                 f"{where}, row {number} (counted from 0): {error}. Fix or remove the row: {_shorten(record)}"
             ) from None
-        rows.append(Row(problem, answer))
+        if answer_from == "boxed":
+            answer = extract_boxed(answer) or ""
+        rows.append(Row(problem, answer, "" if answer else NO_BOX))
     return rows
 
 
@@ -110,7 +123,7 @@ def _split_files(folder: pathlib.Path, split: str, section: str) -> list[pathlib
         raise DataError(
             f"{section}.split = {split!r}: no file of the folder {str(folder)!r} has this word in its name. "
             f"Files found: {', '.join(file.name for file in files)}. Set {section}.split to a word in the "
-            f"names, to '' for all files, or {section}.path to one file."
+            f"names, or {section}.path to one file."
         )
     return chosen
 
@@ -170,14 +183,33 @@ def _load_from_hub(path: str, subset: str, split: str, section: str) -> Sequence
         return datasets.load_dataset(path, subset or None, split=split)
     except Exception as error:  # datasets raises many kinds: no network, no such name, subset or split, gated
         reason = "is not reachable" if isinstance(error, ConnectionError) else "could not give it"
+        names = f" Known by name: {', '.join(NAMED)}." if "/" not in path else ""
         raise DataError(
             f"{section}.path = {path!r} (subset {subset!r}, split {split!r}) is not on disk, and the Hugging "
             f"Face hub {reason}: {type(error).__name__}: {error}. Check the name, {section}.subset, "
-            f"{section}.split and the network; a local {', '.join(_READERS)} file needs none."
+            f"{section}.split and the network; a local {', '.join(_READERS)} file needs none.{names}"
         ) from error
 
 
+def _value(record: dict, column: str) -> object:
+    """What a column holds, its own or a nested one; `_MISSING` if there is none."""
+    if column in record:
+        return record[column]
+    value: object = record
+    for part in column.split("."):
+        if isinstance(value, list) and part.isdecimal():
+            value = dict(enumerate(value)).get(int(part), _MISSING)
+        else:
+            value = value.get(part, _MISSING) if isinstance(value, dict) else _MISSING
+    return value
+
+
 def _problem_text(value: object) -> str:
+    if isinstance(value, list) and value and all(isinstance(message, dict) for message in value):
+        said = [message.get("content") for message in value if message.get("role") == "user"]
+        if not said:
+            raise DataError("the problem is a chat without a message of the role 'user'")
+        value = said[-1]
     if not isinstance(value, str):
         raise DataError(f"the problem is not text but {_kind(value)}")
     if not value.strip():
@@ -206,7 +238,9 @@ def _answer_text(value: object, answer_after: str) -> str:
 
 
 def _kind(value: object) -> str:
-    return "null" if value is None else f"{str(value)[:80]!r} ({type(value).__name__})"
+    if value is None or value is _MISSING:
+        return "null" if value is None else "missing"
+    return f"{str(value)[:80]!r} ({type(value).__name__})"
 
 
 def _shorten(record: dict) -> str:
@@ -215,10 +249,14 @@ def _shorten(record: dict) -> str:
     return ", ".join(f"{key}: {text if len(text) <= 80 else text[:79] + '…'!r}" for key, text in values.items())
 
 
+_MISSING = object()  # unlike null, which a column may hold
 _READERS: dict[str, Callable[[pathlib.Path], list[dict]]] = {
     ".json": _read_json,
     ".jsonl": _read_json,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
 }
-_ALLOWED = f"a {', '.join(_READERS)} file, a folder of them, a hub name such as openai/gsm8k, or builtin:arithmetic"
+_ALLOWED = (
+    f"a {', '.join(_READERS)} file, a folder of them, a hub name such as openai/gsm8k, builtin:arithmetic, "
+    f"or one of {', '.join(NAMED)}"
+)

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
-from gvm_jax.data import PromptSet, build_prompts, load_rows, load_tokenizer, stop_token_ids
+from gvm_jax.data import PromptSet, load_prompts, load_tokenizer, stop_token_ids
+from gvm_jax.data.prompts import UNREADABLE
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
@@ -96,18 +97,9 @@ class Sampler(contextlib.AbstractContextManager):
         self.grader.close()
 
     def load_prompts(self, name: str, path: str) -> PromptSet:
-        """Prompts of a data set with the fields of the section `data` or `evaluation`.
-
-        Columns and templates are those of `data` for both.
-        """
-        section, data = self.config[name], self.config.data
-        rows = load_rows(
-            path, section.subset, section.split, data.problem_column, data.answer_column, data.answer_after,
-            section=name,
-        )  # fmt: skip
-        rows = rows[: section.get("prompts", len(rows))]
-        prompts = build_prompts(rows, self.tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
-        return prompts.drop(~self.grader.parses(prompts.golds), "reference answer that the verifier cannot read")
+        """Prompts of a data set of the section `data` or `evaluation` whose answers the verifier can read."""
+        prompts = load_prompts(self.config, name, path, self.tokenizer)
+        return prompts.drop(~self.grader.parses(prompts.golds), UNREADABLE)
 
     def build(self) -> None:
         """Makes what needs the devices; no weight is read yet, but their names and shapes are checked."""

@@ -216,3 +216,59 @@ def test_a_malformed_file_is_an_error_with_its_place(tmp_path, name, text, words
     (tmp_path / name).write_text(text)
     with pytest.raises(DataError, match=rf"data.path: .*{words}"):
         load_rows(str(tmp_path / name))
+
+
+VERL = {
+    "prompt": [{"role": "system", "content": "Be kind."}, {"role": "user", "content": "1+1?"}],
+    "reward_model": {"style": "rule", "ground_truth": "2"},
+    "extra_info": {"question": "one and one?", "answers": ["two", "2"]},
+}
+
+
+@pytest.mark.parametrize(("name", "write"), [("rows.jsonl", write_lines), ("rows.parquet", write_parquet)])
+@pytest.mark.parametrize(
+    ("problem", "answer", "row"),
+    [
+        ("prompt", "reward_model.ground_truth", Row("1+1?", "2")),
+        ("extra_info.question", "extra_info.answers", Row("one and one?", "two")),
+        ("prompt.0.content", "extra_info.answers.1", Row("Be kind.", "2")),
+    ],
+)
+def test_nested_columns_and_chats_are_read(tmp_path, name, write, problem, answer, row):
+    write(tmp_path / name, [VERL])
+    assert load_rows(str(tmp_path / name), problem_column=problem, answer_column=answer) == [row]
+
+
+def test_the_last_user_message_of_a_chat_is_the_problem(tmp_path):
+    said = [("user", "hello"), ("assistant", "hi"), ("user", "1+1?"), ("assistant", "2")]
+    chat = [{"role": role, "content": content} for role, content in said]
+    path = write_lines(tmp_path / "rows.jsonl", [{"problem": chat, "answer": 2}])
+    assert load_rows(path) == [Row("1+1?", "2")]
+    path = write_lines(tmp_path / "none.jsonl", [{"problem": chat[1:2], "answer": 2}])
+    with pytest.raises(DataError, match=r"row 0 .*a chat without a message of the role 'user'"):
+        load_rows(path)
+
+
+def test_a_column_with_a_dot_in_its_name_is_taken_first(tmp_path):
+    path = write_lines(tmp_path / "rows.jsonl", [{"problem": "?", "a.b": 1, "a": {"b": 2}}])
+    assert load_rows(path, answer_column="a.b") == [Row("?", "1")]
+
+
+@pytest.mark.parametrize("column", ["extra_info.answer", "extra_info.answers.2", "prompt.x", "prompt.0.content.x", "."])
+def test_a_missing_nested_column_is_an_error(tmp_path, column):
+    path = write_lines(tmp_path / "rows.jsonl", [VERL])
+    with pytest.raises(
+        DataError, match=r"data.answer_column = .*is not a column of .*prompt, reward_model, extra_info"
+    ):
+        load_rows(path, problem_column="prompt", answer_column=column)
+    path = write_lines(tmp_path / "later.jsonl", [{"problem": "?", "a": {"b": 1}}, {"problem": "?", "a": {}}])
+    with pytest.raises(DataError, match=r"row 1 .*the answer is missing"):
+        load_rows(path, answer_column="a.b")
+
+
+def test_the_last_box_is_the_answer_and_a_row_without_one_is_marked(tmp_path):
+    answers = [r"\boxed{1} or rather \boxed{ \frac{2}{3} }.", "no box", r"\boxed{}", r"\boxed{cut off"]
+    path = write_lines(tmp_path / "rows.jsonl", [{"problem": "?", "answer": answer} for answer in answers])
+    reason = "no \\boxed{} to take the answer from"
+    assert load_rows(path, answer_from="boxed") == [Row("?", r"\frac{2}{3}"), *[Row("?", "", reason)] * 3]
+    assert load_rows(path)[1] == Row("?", "no box")

@@ -1,0 +1,89 @@
+"""What the model will see of a data set: `python -m gvm_jax.inspect --config=configs/qwen25_0p5b_gsm8k.py`.
+
+Prints how many rows make prompts and why others are dropped, the lengths of the prompts, and rows as they are: the
+rendered chat with its special tokens, and the reference answer as the verifier gets it. Of the model it needs the
+tokenizer alone.
+"""
+
+import sys
+
+import numpy as np
+from absl import flags, logging
+from ml_collections import ConfigDict
+
+from gvm_jax import command
+from gvm_jax.config import ConfigError, validate
+from gvm_jax.data import DataError, build_prompts, load_config_rows, load_tokenizer
+from gvm_jax.data.prompts import TOO_LONG, UNREADABLE
+from gvm_jax.rewards import MathGrader
+
+PERCENTILES = (0, 50, 90, 99, 100)
+
+_ROWS = flags.DEFINE_integer("rows", 3, "How many rows to show: the first.", lower_bound=0)
+_ROW = flags.DEFINE_multi_integer("row", None, "Row to show, counted from 0, in place of the first.")
+_SECTION = flags.DEFINE_enum("section", "data", ["data", "evaluation"], "Section whose data set is shown.")
+
+
+def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, first: int = 3) -> list[str]:
+    """Lines about a data set.
+
+    Args:
+      config: a run's; its data sets, model.path and the verifier's limits are looked at.
+      section: "data" or "evaluation".
+      shown: numbers of the rows to show; None = the first ones.
+      first: how many these are.
+
+    Raises:
+      ConfigError, DataError: bad input, or no such row.
+    """
+    validate(config)
+    data, limit, path = config.data, config.data.max_prompt_tokens, config[section].path
+    tokenizer = load_tokenizer(config.model.path)
+    rows = load_config_rows(config, section, path)
+    shown = list(range(min(first, len(rows)))) if shown is None else shown
+    if wrong := [number for number in shown if not 0 <= number < len(rows)]:
+        raise ConfigError(f"--row={wrong[0]}: {section}.path = {path!r} has the rows 0 to {len(rows) - 1}")
+    # All of them, however long: the lengths are what max_prompt_tokens is chosen by.
+    whole = build_prompts(
+        [row._replace(dropped="") for row in rows], tokenizer, data.system_prompt, data.user_template, sys.maxsize
+    )
+    lengths = np.array([len(tokens) for tokens in whole.tokens])
+    with MathGrader(config.rewards.workers, config.rewards.deadline_seconds, config.rewards.max_failure_rate) as grader:
+        readable = grader.parses([row.answer for row in rows])
+    reasons = [
+        row.dropped or (TOO_LONG if length > limit else "" if reads else UNREADABLE)
+        for row, length, reads in zip(rows, lengths, readable, strict=True)
+    ]
+    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(sorted(reasons))}
+    percentiles = zip(PERCENTILES, np.percentile(lengths, PERCENTILES, method="higher"), strict=True)
+    lines = [
+        f"data      {path}: {len(rows):,} rows, {counts.pop('', 0):,} prompts",
+        *(f"dropped   {count:,}: {reason}" for reason, count in counts.items()),
+        f"tokens    {', '.join(f'{share} %: {length}' for share, length in percentiles)} of all rows' prompts; "
+        f"data.max_prompt_tokens = {limit}",
+    ]
+    for number in shown:
+        reads = "the verifier reads it" if readable[number] else "the verifier cannot read it"
+        lines += [
+            "",
+            f"row {number}: {lengths[number]} tokens" + (f"; dropped: {reasons[number]}" if reasons[number] else ""),
+            *(f"  | {line}" for line in tokenizer.decode(whole.tokens[number]).split("\n")),
+            f"  answer: {rows[number].answer!r} ({reads})",
+        ]
+    return lines
+
+
+def main() -> None:
+    """Parse flags, print."""
+    logging.set_verbosity(logging.ERROR)
+    config, section = command.config(), _SECTION.value
+    try:
+        if not config[section].path:
+            raise ConfigError(f"{section}.path is empty; name a data set with --config.{section}.path=")
+        print(*inspect(config, section, _ROW.value, _ROWS.value), sep="\n")
+    except (ConfigError, DataError) as error:
+        sys.exit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    command.run(main)

@@ -1,0 +1,70 @@
+"""What `inspect` shows is what training gets: counts, lengths, rendered rows."""
+
+import json
+import re
+import subprocess
+import sys
+
+import pytest
+
+from gvm_jax.config import ConfigError
+from gvm_jax.inspect import inspect
+from tests.test_train import ROOT, environment, small_config
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    rows = [("1+2", 3), ("4+5", "="), ("6+7", 13), ("1+1+1+1+1+1+1+1+1+1+1+1+1", 13), ("2+2", 4)]
+    for name, chosen in (("train", rows), ("test", rows[2:3])):
+        lines = (json.dumps({"problem": problem, "answer": answer}) + "\n" for problem, answer in chosen)
+        (folder / f"{name}.jsonl").write_text("".join(lines))
+    paths = {"data.path": str(folder / "train.jsonl"), "evaluation.path": str(folder / "test.jsonl")}
+    return small_config(**paths, **{"data.exclude": (paths["evaluation.path"],), "data.max_prompt_tokens": 20})
+
+
+def test_rows_are_counted_once_under_their_reason(config):
+    head = inspect(config, "data", [])
+    assert head == [
+        f"data      {config.data.path}: 5 rows, 2 prompts",
+        "dropped   1: longer than data.max_prompt_tokens",
+        "dropped   1: problem of data.exclude",
+        "dropped   1: reference answer that the verifier cannot read",
+        "tokens    0 %: 4, 50 %: 4, 90 %: 26, 99 %: 26, 100 %: 26 of all rows' prompts; data.max_prompt_tokens = 20",
+    ]
+
+
+def test_rows_are_shown_as_the_model_gets_them(config):
+    lines = inspect(config, "data", [4, 1, 3])[5:]
+    assert lines == [
+        *("", "row 4: 4 tokens", "  | 2+2=", "  answer: '4' (the verifier reads it)", ""),
+        "row 1: 4 tokens; dropped: reference answer that the verifier cannot read",
+        *("  | 4+5=", "  answer: '=' (the verifier cannot read it)", ""),
+        "row 3: 26 tokens; dropped: longer than data.max_prompt_tokens",
+        *(f"  | {'+'.join('1' * 13)}=", "  answer: '13' (the verifier reads it)"),
+    ]
+
+
+def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config):
+    shown = [line.split(":")[0] for line in inspect(config, "data", first=2) if line.startswith("row")]
+    assert shown == ["row 0", "row 1"]
+    assert inspect(config, "evaluation")[0] == f"data      {config.evaluation.path}: 1 rows, 1 prompts"
+    with pytest.raises(ConfigError, match=r"--row=5: data.path = .* has the rows 0 to 4"):
+        inspect(config, "data", [5])
+
+
+def test_the_command_needs_no_weights_and_no_device(tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
+    command = [sys.executable, "-m", "gvm_jax", "inspect", "--config=configs/quickstart.py", "--row=7"]
+    done = subprocess.run(
+        [*command, f"--config.model.path={tmp_path}"],
+        cwd=ROOT,
+        env=environment() | {"JAX_PLATFORMS": "none_such"},  # an error as soon as a device is wanted
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "data      builtin:arithmetic: 256 rows, 256 prompts"
+    assert re.fullmatch(r"row 7: \d+ tokens", lines[3]) and re.fullmatch(r"  \| [\d+]+=", lines[4])
