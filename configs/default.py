@@ -130,9 +130,12 @@ def get_config() -> ConfigDict:
 
     config.optimizer = ConfigDict()
     config.optimizer.updates_per_step = 4  # optimizer updates, each on an equal share of the step's rollouts
-    # Rows in one forward and backward pass. A row has room for data.max_prompt_tokens + rollout.max_new_tokens tokens
-    # and holds as many rollouts as fit: train/useful_tokens in the metrics is the share that is not padding.
+    # Rollouts of the greatest length, data.max_prompt_tokens + rollout.max_new_tokens tokens, that one forward and
+    # backward pass has room for.
     config.optimizer.micro_batch = 8
+    # ... and that a row of the pass has room for. A row holds as many real rollouts as fit: longer rows waste less,
+    # and attention costs more. train/useful_tokens in the metrics is the share that is not padding.
+    config.optimizer.samples_per_row = 1
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_updates = 0  # linear warm-up to learning_rate, then constant
     config.optimizer.b1 = 0.9

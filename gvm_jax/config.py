@@ -158,6 +158,7 @@ RULES: dict[str, Rule] = {
     "objective.kl_estimator": _choice("k1", "k2", "k3"),
     "optimizer.updates_per_step": _integer(at_least=1),
     "optimizer.micro_batch": _integer(at_least=1),
+    "optimizer.samples_per_row": _integer(at_least=1),
     "optimizer.learning_rate": _number(above=0),
     "optimizer.warmup_updates": _integer(at_least=0),
     "optimizer.b1": _number(at_least=0, below=1),

@@ -140,6 +140,7 @@ BROKEN = [
     ("objective__kl_estimator", "k4"),
     ("optimizer__updates_per_step", 0),
     ("optimizer__micro_batch", 0),
+    ("optimizer__samples_per_row", 0),
     ("optimizer__learning_rate", 0.0),
     ("optimizer__warmup_updates", -1),
     ("optimizer__b1", 1.0),

@@ -61,7 +61,7 @@ _NORMS = flags.DEFINE_multi_string(
     "norms", [], "FIELD=VALUE of config.gradient_norms, or remat, for gvm_jax; may be repeated."
 )
 _UPDATE = flags.DEFINE_multi_string(
-    "update", [], "remat=NAME or logprob_chunk=TOKENS of an update, for gvm_jax; may be repeated."
+    "update", [], "remat=NAME, logprob_chunk=TOKENS or samples_per_row=N of an update, for gvm_jax; may be repeated."
 )
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {

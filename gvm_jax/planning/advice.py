@@ -70,8 +70,9 @@ def _changes(plan: Plan, program: ProgramPlan):
             micro_batch = config.optimizer.micro_batch
             if config.model.remat != "full":
                 yield "--config.model.remat=full: recompute activations", activations * 0.7
-            if micro_batch > shards:
-                smaller = max(shards, micro_batch // 2)
+            least = shards * config.optimizer.samples_per_row
+            if micro_batch > least:
+                smaller = max(least, micro_batch // 2)
                 freed = activations * (1 - smaller / micro_batch)
                 yield f"--config.optimizer.micro_batch={smaller} (now {micro_batch})", freed
         if config.optimizer.logprob_chunk > 32:

@@ -237,8 +237,9 @@ def train_temporaries(parts: Parts) -> int:
     config, network, mesh = parts.config, parts.network, parts.mesh
     width = parts.model.dtype.itemsize
     tensor, shards = mesh.shape["tensor"], mesh.shape["data"] * mesh.shape["fsdp"]
-    rows = max(1, config.optimizer.micro_batch // shards)
-    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    samples_per_row = config.optimizer.samples_per_row
+    rows = max(1, config.optimizer.micro_batch // (shards * samples_per_row))
+    length = samples_per_row * (config.data.max_prompt_tokens + config.rollout.max_new_tokens)
     d, layers = network.hidden_size, network.num_hidden_layers
     heads = (network.num_attention_heads + 2 * network.num_key_value_heads) * network.head_dim
     layer = length * width * (4 * d + 2 * heads + 3 * network.intermediate_size) // tensor

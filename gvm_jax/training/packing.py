@@ -1,9 +1,9 @@
 """Samples side by side in rows of equal length, so that passes over real lengths compute little padding.
 
 A step's rollouts have a row each, as long as the longest prompt and response that a config allows; on real data most
-of it is padding. Here whole samples are put into rows of that length, best fit first by decreasing length (Johnson,
-1974, "Fast algorithms for bin packing": about 11/9 of the least number of rows at most), on the device and with static
-shapes: there are as many rows as samples, the empty ones come last, and passes over them are skipped.
+of it is padding. Here whole samples are put into rows of that length or a multiple, best fit first by decreasing length
+(Johnson, 1974, "Fast algorithms for bin packing": about 11/9 of the least number of rows at most), on the device and
+with static shapes: there are rows for the longest samples, the empty ones come last, and passes over them are skipped.
 """
 
 import jax
@@ -20,7 +20,8 @@ def pack(lengths: Int[Array, " n"], samples: Int[Array, " n"], rows: int, row_le
     Args:
       lengths: tokens of each sample, at most `row_length`; 0 for those that are left out.
       samples: their numbers.
-      rows: static; as many as there are samples with tokens always do.
+      rows: static. Where k samples of the greatest length fit into a row, n/k rows always do: one that a sample no
+        longer fits into holds k already.
       row_length: static.
 
     Returns:

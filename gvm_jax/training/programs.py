@@ -49,10 +49,12 @@ class StepPrograms:
 
     def __init__(self, config, model: Model, mesh: Mesh, num_prompts: int):
         shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-        if config.optimizer.micro_batch % shards:
+        samples_per_row = config.optimizer.samples_per_row
+        if config.optimizer.micro_batch % (shards * samples_per_row):
             raise ConfigError(
-                f"optimizer.micro_batch = {config.optimizer.micro_batch}: must be divisible by mesh.data × "
-                f"mesh.fsdp = {shards}, the devices that share a batch; use a multiple of {shards}"
+                f"optimizer.micro_batch = {config.optimizer.micro_batch}: must be divisible by mesh.data × mesh.fsdp × "
+                f"optimizer.samples_per_row = {shards} × {samples_per_row}, so that each of the devices that share a "
+                f"batch has whole rows; use a multiple of {shards * samples_per_row}"
             )
         norms = GradientNormSettings.from_config(config.gradient_norms)
         measured_paths(model.abstract_params, norms)  # the names must match
@@ -71,6 +73,7 @@ class StepPrograms:
             pilot_weight=config.allocation.pilot_weight,
             updates_per_step=config.optimizer.updates_per_step,
             micro_batch=config.optimizer.micro_batch,
+            samples_per_row=samples_per_row,
             logprob_chunk=config.optimizer.logprob_chunk,
             temperature=config.rollout.temperature,
             seed=config.seed,

@@ -1,6 +1,7 @@
 """The train step: one jitted program from rollouts and rewards to the new state and the next step's counts."""
 
 import dataclasses
+import math
 from typing import NamedTuple
 
 import jax
@@ -87,6 +88,7 @@ class TrainStep:
     pilot_weight: float
     updates_per_step: int
     micro_batch: int
+    samples_per_row: int
     logprob_chunk: int
     temperature: float
     seed: int
@@ -365,14 +367,15 @@ class TrainStep:
     ) -> tuple[Int[Array, "U M R L"], Float[Array, ""]]:
         """The updates' samples with a gradient in micro-batches of rows, and the share of tokens that are theirs."""
         updates, samples = order.shape
+        rows = samples // self.samples_per_row
         lengths = jnp.where(self.objective.has_gradient(terms), rollouts.prompt_lengths + rollouts.response_lengths, 0)
         # Replicated, although the rows are split over devices: a sample's place depends on all before it.
         lengths = jax.lax.with_sharding_constraint(lengths[order], replicated(self.mesh))
-        length = rollouts.tokens.shape[1]
-        begins = jax.vmap(lambda lengths, order: pack(lengths, order, samples, length))(lengths, order)
+        length = rollouts.tokens.shape[1] * self.samples_per_row
+        begins = jax.vmap(lambda lengths, order: pack(lengths, order, rows, length))(lengths, order)
         begins = jax.lax.with_sharding_constraint(begins, replicated(self.mesh))
-        begins = begins.reshape(updates, -1, self.micro_batch, length)
-        computed = (begins >= 0).any((2, 3)).sum() * (self.micro_batch * length)
+        begins = begins.reshape(updates, -1, self.micro_batch // self.samples_per_row, length)
+        computed = (begins >= 0).any((2, 3)).sum() * math.prod(begins.shape[2:])
         return jax.lax.with_sharding_constraint(begins, batch_sharding(self.mesh, leading=2)), lengths.sum() / computed
 
     def _logprobs(self, params: Params, rows: PackedRows) -> Float[Array, "R L"]:

@@ -42,6 +42,13 @@ def test_rows_are_those_of_best_fit_decreasing(lengths, random):
     assert sorted(begins[begins >= 0]) == sorted(n for n in numbers if length_of[n])
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, ROW // 3), min_size=9, max_size=9))
+def test_rows_for_the_longest_samples_hold_any(lengths):
+    begins = np.asarray(jitted(jnp.array(lengths), jnp.arange(9), 3, ROW))
+    assert sorted(begins[begins >= 0]) == list(range(9))
+
+
 @pytest.mark.parametrize("wanted", [[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0]])
 def test_rows_hold_each_sample_whole(make_rollouts, wanted):
     rollouts = make_rollouts([3, 3], noise=0.1)

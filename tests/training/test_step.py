@@ -48,7 +48,7 @@ def make_step(model, mesh, **changes) -> TrainStep:
         allocator=make_allocator(Gvm()),
         norms=GradientNormSettings("embed_tokens", chunk=4, max_samples=0, method="vmap"),
         prompts_per_step=4, rollouts_per_step=16, pilot_samples=0, pilot_weight=0.5, updates_per_step=2,
-        micro_batch=4, logprob_chunk=3, temperature=0.8, seed=1,
+        micro_batch=4, samples_per_row=1, logprob_chunk=3, temperature=0.8, seed=1,
     )  # fmt: skip
     return TrainStep(**{**settings, **changes})
 
@@ -162,7 +162,8 @@ def test_micro_batches_and_devices_change_nothing(tiny, rollouts, stepped, test_
     model, params, _ = tiny
     variants = [
         make_step(model, test_mesh(), micro_batch=8, logprob_chunk=8),
-        make_step(model, test_mesh(), micro_batch=1),
+        make_step(model, test_mesh(), micro_batch=1, samples_per_row=1),
+        make_step(model, test_mesh(), micro_batch=8, samples_per_row=4),
         make_step(model, test_mesh(data=4)),
         make_step(model, test_mesh(fsdp=2, tensor=2)),
     ]

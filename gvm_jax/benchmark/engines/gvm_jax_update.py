@@ -24,7 +24,7 @@ class GvmJaxUpdate:
         config.data.max_prompt_tokens, config.rollout.max_new_tokens = max(map(len, prompts)), max(map(len, responses))
         config.allocation.strategy = "uniform"
         for name, value in workload["update"].items():
-            fields = {"remat": config.model, "logprob_chunk": config.optimizer}
+            fields = {"remat": config.model, "logprob_chunk": config.optimizer, "samples_per_row": config.optimizer}
             if name not in fields:
                 raise ValueError(f"--update={name}=...: no field of the update; allowed are {', '.join(fields)}")
             if type(value) is not type(fields[name][name]):
@@ -34,6 +34,7 @@ class GvmJaxUpdate:
         model, mesh, folder = given_model(workload, config.model.remat)
         params = load_params(model, folder, param_shardings(model, mesh))
         self._prompts, rollouts = np.arange(len(prompts), dtype=np.int32), given_rollouts(workload)
+        rows = config.optimizer.samples_per_row
         size, chunk = config.optimizer.micro_batch, config.optimizer.logprob_chunk
         logprobs, _ = logprobs_program(model, rollouts, size, workload["temperature"], chunk)
         self._rollouts = rollouts.replace(logprobs=np.asarray(logprobs(params)))
@@ -42,8 +43,8 @@ class GvmJaxUpdate:
         self._lengths = rollouts.response_lengths.tolist()
         self.configured = (
             f"float32 parameters and AdamW, computed in {workload['dtype']}, remat={config.model.remat}, packed "
-            f"rows of {rollouts.tokens.shape[1]} tokens, {workload['micro_batch']} a micro-batch, logits of "
-            f"{config.optimizer.logprob_chunk} tokens at a time, {describe_devices()}"
+            f"rows of {rows} × {rollouts.tokens.shape[1]} tokens, {workload['micro_batch'] // rows} a micro-batch, "
+            f"logits of {config.optimizer.logprob_chunk} tokens at a time, {describe_devices()}"
         )
 
     def warm_up(self) -> None:
