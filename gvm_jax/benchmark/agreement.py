@@ -13,6 +13,11 @@ def logprob_difference(ours: Sequence[Sequence[float]], theirs: Sequence[Sequenc
     return max(float(np.abs(np.subtract(a, b)).max()) for a, b in zip(ours, theirs, strict=True))
 
 
+def norm_difference(ours: Sequence[float], theirs: Sequence[float]) -> float:
+    """The largest |ours / theirs - 1| of the norms that were measured; 0 stands for one that was not."""
+    return max(abs(a / b - 1) if b else float("inf") for a, b in zip(ours, theirs, strict=True) if a or b)
+
+
 def tensor_difference(ours: str, theirs: str) -> float:
     """‖ours − theirs‖₂ / ‖theirs‖₂ over all tensors of two safetensors files, summed in float64.
 
@@ -31,10 +36,11 @@ def tensor_difference(ours: str, theirs: str) -> float:
 
 def differences(ours: dict, theirs: dict) -> dict[str, float]:
     """What differs, in words, and by how much; from what two engines' runs of the workload `agreement` returned."""
-    norms = [(a, b) for a, b in zip(ours["norms"], theirs["norms"], strict=True) if a or b]
     found = {
         "log-probabilities, largest |a - b| of a token, nats": logprob_difference(ours["logprobs"], theirs["logprobs"]),
-        "gradient norms G of embed_tokens, largest |a/b - 1| of a sample": max(abs(a / b - 1) for a, b in norms),
+        "gradient norms G of embed_tokens, largest |a/b - 1| of a sample": norm_difference(
+            ours["norms"], theirs["norms"]
+        ),
         "allocation gvm_paper, largest |a - b| of a count": float(
             np.abs(np.subtract(ours["allocation"], theirs["allocation"])).max()
         ),

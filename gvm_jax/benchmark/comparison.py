@@ -8,7 +8,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from gvm_jax.benchmark.agreement import differences
+from gvm_jax.benchmark.agreement import differences, norm_difference
 from gvm_jax.benchmark.process import BenchmarkError, EngineProcess
 from gvm_jax.benchmark.workload import Workload
 
@@ -55,7 +55,7 @@ class Comparison:
         norms = [runs[0].get("norms") for runs in self.runs.values()]
         if len(norms) == 1 or None in norms:
             return None
-        return max(abs(a / b - 1) for a, b in zip(*norms, strict=True))
+        return norm_difference(*norms)
 
     @property
     def logprob_difference(self) -> float | None:

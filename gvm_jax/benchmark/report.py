@@ -18,16 +18,15 @@ def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
     """Print medians with [least, greatest], without empty columns, and how each engine was configured."""
     sections = [[row(comparison, engine, about[engine]) for engine in comparison.runs] for comparison in comparisons]
     shown = [i for i in range(len(COLUMNS)) if any(cells[i] for rows in sections for cells in rows)]
+    console = Console(width=160, highlight=False, markup=False)
     table = Table(*(COLUMNS[i] for i in shown))
     for rows in sections:
         for cells in rows:
             table.add_row(*(cells[i] for i in shown))
         table.add_section()
-    console = Console(width=160, highlight=False, markup=False)
-    console.print(table)
-    for comparison in comparisons:
-        if comparison.agreement:
-            console.print(agreement_table(comparison))
+    agreements = [agreement_table(comparison) for comparison in comparisons if comparison.agreement]
+    for shown_table in agreements or [table]:  # agreement is not timed
+        console.print(shown_table)
     for engine, said in about.items():
         versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
         console.print(f"{engine}: {said['configured']} ({versions})", soft_wrap=True)

@@ -7,9 +7,11 @@ import sys
 
 import pytest
 
+from gvm_jax.benchmark.__main__ import describe
 from gvm_jax.benchmark.agreement import ALLOWED, logprob_difference
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
+from gvm_jax.benchmark.report import show
 from gvm_jax.benchmark.workload import Workload, agreement, gradient_norms, grouped, logprobs, update_lengths
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
@@ -80,13 +82,17 @@ def test_engines_agree_on_updates_of_unequal_lengths(tokenizer):
 
 
 @pytest.mark.slow
-def test_engines_agree_on_whatever_a_step_computes_with(tokenizer):
+def test_engines_agree_on_whatever_a_step_computes_with(tokenizer, capsys):
     """Log-probabilities, norms, the allocation, losses with clipped ratios and the update, on unequal lengths."""
     pytest.importorskip("torch")
     answers = ["46;#46", "15;#15", "123", "11", "1;2;3;#3", "9", "12+12", "#7"]
     samples = agreement(tokenizer, [*QUESTIONS, "5+6"] * 2, answers, prompts=2)
     engines = {name: (ENGINES / f"{name}_agreement.py", sys.executable) for name in ("gvm_jax", "hf")}
-    _, [comparison] = compare(samples, [[1] * 8], engines, 1, SETTINGS)
+    about, [comparison] = compare(samples, [[1] * 8], engines, 1, SETTINGS)
+    json.dumps(describe(samples, about, [comparison]))
+    show(about, [comparison])
+    table = capsys.readouterr().out
+    assert "loss of grpo" in table and "tokens/s" not in table
     *others, last = comparison.agreement.values()
     assert len(others) == 10 and max(others) < ALLOWED
     assert last < 1e-3  # AdamW's first update is g/(|g| + 1e-8): where g is near 0, its rounding decides
