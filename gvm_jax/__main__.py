@@ -17,7 +17,7 @@ COMMANDS = {  # module of gvm_jax -> what it does
     "variance": "measure the variance of the strategies' gradient estimates",
     "report": "a table, plots and one page of HTML of a run, or of several together",
     "convert": "write a run's policy as a Hugging Face folder",
-    "benchmark": "measure rollouts beside PyTorch's and JAX's engines",
+    "benchmark": "speed beside PyTorch's and JAX's engines, and agreement with PyTorch",
 }
 USAGE = "usage: gvm-jax COMMAND [--flag=value ...]"
 WRONG_COMMAND = 2  # exit code, as for wrong flags

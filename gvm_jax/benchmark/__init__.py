@@ -1,1 +1,1 @@
-"""Rollouts and gradient norms side by side with the peers': same weights, same tokens, alternating on one machine."""
+"""Rollouts, gradient norms and updates beside the peers': same weights and tokens, in turns on one machine."""

@@ -4,18 +4,15 @@ The first engine is compared with each of the others: same weights, same prompts
 in a process and an interpreter of its own. README.md beside this file says how to install the peers and what counts.
 """
 
-import dataclasses
 import json
-import os
 import pathlib
-import platform
 import sys
 from collections.abc import Sequence
 
 from absl import app, flags
 
 from gvm_jax.benchmark import report
-from gvm_jax.benchmark.comparison import Comparison, compare
+from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
 from gvm_jax.benchmark.workload import (
     PREFILL_SAMPLES,
@@ -107,36 +104,6 @@ def parse_settings(flag: str, pairs: Sequence[str]) -> dict[str, str | float]:
     return settings
 
 
-def machine() -> dict:
-    """The CPU's model and number of cores, and the system."""
-    info = pathlib.Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
-
-
-def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison]) -> dict:
-    """Everything measured, for a JSON file."""
-    return {
-        "machine": machine(),
-        "workload": dataclasses.asdict(workload),
-        "engines": about,
-        "comparisons": [
-            {
-                "counts": comparison.counts,
-                "runs": comparison.runs,
-                "tokens_per_second": {engine: comparison.tokens_per_second(engine) for engine in comparison.runs},
-                "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
-                "norm_difference": comparison.norm_difference,
-                "update_difference": comparison.update_difference,
-                "logprob_difference": comparison.logprob_difference,
-                "agreement": comparison.agreement,
-            }
-            for comparison in comparisons
-        ],
-    }
-
-
 def main(argv: list[str]) -> None:
     """Parse flags, measure, report."""
     if len(argv) > 1:
@@ -164,7 +131,7 @@ def main(argv: list[str]) -> None:
     except (BenchmarkError, DataError, ModelError, ValueError) as error:
         sys.exit(f"error: {error}")
     if _JSON.value:
-        result = json.dumps({"settings": settings, **describe(workload, about, comparisons)}, indent=1)
+        result = json.dumps({"settings": settings, **report.describe(workload, about, comparisons)}, indent=1)
         pathlib.Path(_JSON.value).write_text(result + "\n", encoding="utf-8")
     report.show(about, comparisons)
 

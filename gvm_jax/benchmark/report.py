@@ -1,5 +1,9 @@
-"""The result as a table."""
+"""The result as a table, and as an object for a JSON file."""
 
+import dataclasses
+import os
+import pathlib
+import platform
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -7,11 +11,42 @@ from rich.table import Table
 
 from gvm_jax.benchmark.agreement import ALLOWED
 from gvm_jax.benchmark.comparison import Comparison, Spread
+from gvm_jax.benchmark.workload import Workload
 
 COLUMNS = (
     "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "useful", "ratio",
     "norms differ", "updates differ", "log π differs", "run GB", "peak GB", "start s",
 )  # fmt: skip
+
+
+def machine() -> dict:
+    """The CPU's model and number of cores, and the system."""
+    info = pathlib.Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison]) -> dict:
+    """Everything measured, for a JSON file."""
+    return {
+        "machine": machine(),
+        "workload": dataclasses.asdict(workload),
+        "engines": about,
+        "comparisons": [
+            {
+                "counts": comparison.counts,
+                "runs": comparison.runs,
+                "tokens_per_second": {engine: comparison.tokens_per_second(engine) for engine in comparison.runs},
+                "ratio": comparison.ratio and dataclasses.asdict(comparison.ratio),
+                "norm_difference": comparison.norm_difference,
+                "update_difference": comparison.update_difference,
+                "logprob_difference": comparison.logprob_difference,
+                "agreement": comparison.agreement,
+            }
+            for comparison in comparisons
+        ],
+    }
 
 
 def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:

@@ -7,11 +7,10 @@ import sys
 
 import pytest
 
-from gvm_jax.benchmark.__main__ import describe
 from gvm_jax.benchmark.agreement import ALLOWED, logprob_difference
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
-from gvm_jax.benchmark.report import show
+from gvm_jax.benchmark.report import describe, show
 from gvm_jax.benchmark.workload import Workload, agreement, gradient_norms, grouped, logprobs, update_lengths
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
