@@ -25,6 +25,8 @@ def get_config() -> ConfigDict:
     # What of a layer the backward pass computes again instead of keeping it: full (all) | dots (all but the results of
     # its matrix products) | none
     config.model.remat = "full"
+    # Of training: xla | splash (TPUs) | cudnn (GPUs, bfloat16) | auto (the kernel of the device, where it has one)
+    config.model.attention = "auto"
 
     config.data = ConfigDict()
     # A .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic, or a short name of

@@ -79,6 +79,7 @@ RULES: dict[str, Rule] = {
     "model.path": _text("a Hugging Face folder or hub name of a Qwen2.5 model"),
     "model.compute_dtype": _choice("auto", "bfloat16", "float32"),
     "model.remat": _choice("full", "dots", "none"),
+    "model.attention": _choice("auto", "xla", "splash", "cudnn"),
     "data.path": _text(_DATA_SET),
     "data.subset": _ANY_TEXT,
     "data.split": _ANY_TEXT,

@@ -3,13 +3,15 @@
 import os
 import pathlib
 
-os.environ["JAX_PLATFORMS"] = "cpu"
+# GPU tests: GVM_JAX_TEST_PLATFORM=cuda tpu_scripts/test.sh tests/models/test_attention.py tests/rollout/kernels
+os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
 import numpy as np
 import pytest
+from jax.experimental import topologies
 
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.qwen2 import Model
@@ -64,6 +66,16 @@ def without_cache():
     jax.config.update(setting, float("inf"))
     yield
     jax.config.update(setting, usual)
+
+
+@pytest.fixture(params=["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
+def tpu_mesh(request):
+    """A mesh over eight absent TPUs, two along each axis: libtpu compiles for a topology, Mosaic kernels included."""
+    pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install '.[tpu]'")
+    os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask a cloud's metadata server what machine this is
+    os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # no lock file: there is no device to share
+    topology = topologies.get_topology_desc(platform="tpu", topology_name=request.param)
+    return jax.sharding.Mesh(np.array(topology.devices).reshape(2, 2, 2), ("data", "fsdp", "tensor"))
 
 
 @pytest.fixture(scope="session")

@@ -58,6 +58,7 @@ BROKEN = [
     ("model__path", None),
     ("model__compute_dtype", "float16"),
     ("model__remat", 1),
+    ("model__attention", "flash"),
     ("data__path", ""),
     ("data__subset", None),
     ("data__split", None),

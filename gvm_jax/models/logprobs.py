@@ -11,8 +11,9 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.products import outer
-from gvm_jax.models.qwen2 import Qwen2, segment_attention
+from gvm_jax.models.qwen2 import Qwen2
 
 VOCABULARY_CHUNK = 128
 
@@ -78,7 +79,8 @@ def hidden_states(
       segments: numbers that are equal within a sequence; a token sees those before it of its own.
       tap: as in `Qwen2.__call__`.
     """
-    return model(tokens, positions, segment_attention(segments), tap=tap)[0]
+    attention = segment_attention(segments, model.attention, model.rows)
+    return model(tokens, positions, attention, tap=tap)[0]
 
 
 def token_logprobs(

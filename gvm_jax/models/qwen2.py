@@ -11,7 +11,6 @@ dtype of the embedded tokens (`dtype`); norms, rotary angles and logits are floa
 
 import functools
 import math
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -20,13 +19,10 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
+from gvm_jax.models.attention import IMPLEMENTATIONS, Attention
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.products import matmul
 
-# (q [B,L,H,D], k [B,L,K,D], v [B,L,K,D], layer index, cache) -> (mixed values [B,L,H,D], cache)
-Attention = Callable[[Array, Array, Array, Array, Any], tuple[Array, Any]]
-QUERY_BLOCK = 256  # most queries whose scores against all keys are held at once
-KEY_RANGES = 8  # lengths that keys are cut to: more skip more of the masked half, and are more to compile
 # What of a layer the backward pass finds kept, and what it computes again.
 REMAT = {
     "full": None,  # only the layer's input is kept
@@ -155,9 +151,10 @@ class Qwen2(nnx.Module):
         stacked: bool = True,
         weight_dtype: str | None = None,
         rows: NamedSharding | None = None,
+        attention: str = "xla",
     ):
         self.config, self.dtype, self.remat, self.stacked = config, dtype, remat, stacked
-        self.rows = rows
+        self.rows, self.attention = rows, attention
         depth = config.num_hidden_layers
         self.embed_tokens = Embedding(rngs, config, weight_dtype)
         if stacked:
@@ -241,43 +238,6 @@ def rotate(x: Float[Array, "B L H D"], angles: Float[Array, "B L half"]) -> Floa
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
-def segment_attention(segments: Int[Array, "B L"]) -> Attention:
-    """Dense causal attention within equal segment ids, for a block of queries at a time. Needs no cache.
-
-    The scores of a block are recomputed in the backward pass, so memory grows with L and not with its square.
-    """
-    length = segments.shape[1]
-    blocks = -(-length // QUERY_BLOCK)
-    block = -(-length // blocks)
-
-    def attention(q, k, v, layer, cache):
-        def attend(queries, query_segments, first, keys=length):
-            causal = (first + jnp.arange(block))[:, None] >= jnp.arange(keys)
-            mask = causal & (query_segments[:, :, None] == segments[:, None, :keys])
-            # XLA's implementation: cuDNN's cannot be differentiated under vmap, which per-sample gradients need.
-            return jax.nn.dot_product_attention(
-                queries, k[:, :keys], v[:, :keys], mask=mask[:, None], implementation="xla"
-            )
-
-        if blocks == 1:
-            return attend(q, segments, 0), cache
-
-        def split(x):
-            x = jnp.pad(x, ((0, 0), (0, blocks * block - length), *((0, 0),) * (x.ndim - 2)))
-            return jnp.moveaxis(x.reshape(x.shape[0], blocks, block, *x.shape[2:]), 1, 0)
-
-        parts = split(q), split(segments), jnp.arange(blocks) * block
-        mixed, group = [], -(-blocks // KEY_RANGES)
-        for begin in range(0, blocks, group):  # no query of a group sees a key beyond the group
-            attend_to = jax.checkpoint(functools.partial(attend, keys=min((begin + group) * block, length)))
-            mine = jax.tree.map(lambda x: x[begin : begin + group], parts)  # noqa: B023
-            mixed.append(jax.lax.map(lambda part: attend_to(*part), mine))  # noqa: B023
-        mixed = jnp.concatenate(mixed)
-        return jnp.moveaxis(mixed, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length], cache
-
-    return attention
-
-
 class Model:
     """A Qwen2 network as pure functions of its parameters.
 
@@ -291,9 +251,10 @@ class Model:
       stacked: whether `params` has one stack of layers, or a dict of them by number (`unstack`).
       weight_dtype: "int8" for parameters as `quantize` gives them; None for floats.
       rows: how the rows of activations are split over devices (`sharding.batch_sharding`); None leaves it to XLA.
+      attention: that of sequences without a cache, a name of `attention.IMPLEMENTATIONS`.
 
     Raises:
-      ValueError: another `weight_dtype` or `remat`.
+      ValueError: another `weight_dtype`, `remat` or `attention`.
     """
 
     def __init__(
@@ -304,15 +265,19 @@ class Model:
         stacked: bool = True,
         weight_dtype: str | None = None,
         rows: NamedSharding | None = None,
+        attention: str = "xla",
     ):
         if weight_dtype not in (None, "int8"):
             raise ValueError(f"weight_dtype = {weight_dtype!r}: must be 'int8', or None for float parameters")
         if remat not in REMAT:
             raise ValueError(f"remat = {remat!r}: must be one of {', '.join(REMAT)}")
-        self.config, self.dtype, self._weight_dtype = config, jnp.dtype(dtype), weight_dtype
+        if attention not in IMPLEMENTATIONS:
+            raise ValueError(f"attention = {attention!r}: must be one of {', '.join(IMPLEMENTATIONS)}")
+        self.config, self.dtype, self.remat, self._weight_dtype = config, jnp.dtype(dtype), remat, weight_dtype
+        self.attention = attention
 
         def build(seed):
-            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, rows)
+            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, rows, attention)
 
         self._build = build
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))

@@ -41,6 +41,15 @@ CHIPS = {
 }
 
 
+# What JAX and PyTorch call a device ("NVIDIA H100 80GB HBM3", "TPU v5 lite") -> its chip.
+_KINDS = {"H100": "h100", "H200": "h200", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
+
+
+def chip_of(device_kind: str) -> Chip | None:
+    """The chip of a device that is there; None of one that is not known, such as a CPU."""
+    return next((CHIPS[name] for words, name in _KINDS.items() if words in device_kind), None)
+
+
 @dataclasses.dataclass(frozen=True)
 class Topology:
     """Devices of one kind, as many as the name says."""

@@ -109,11 +109,41 @@ def program_flops(parts: Parts, name: str, workload: Workload) -> float:
     return 0.0
 
 
+def training_kernel_flops(parts: Parts, name: str) -> float:
+    """Operations on one device of splash attention in the train step or the pilot program.
+
+    A forward pass is two products of queries and keys or values, the two kernels of a backward pass are seven (scores
+    and the slopes of weights are computed in both). A kernel leaves out the blocks above the diagonal, not those
+    between two samples of a row. Where layers are computed again so is their attention, whatever `model.remat` keeps.
+    """
+    config, network, step = parts.config, parts.network, parts.steps.step
+    if parts.model.attention != "splash":
+        return 0.0
+    length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
+    row = length * config.optimizer.samples_per_row
+    again = config.model.remat != "none"
+    backward = 3.5 + again
+    pilots, passes = step.pilot_rollouts, 0.0
+    rows = pilots if name == "pilot" else config.rollouts_per_step - pilots
+    if step.allocator.strategy.norms != "none" and step.norms.method in ("gram", "lm_head"):
+        paths = measured_paths(parts.model.abstract_params, step.norms)
+        measured = min(rows, step.norms.max_samples or rows)
+        passes += measured * length * (length + 1) / 2 * (1 + backward * paths.embeddings)
+    if name == "train step":
+        others = (step.objective.importance_cap is not None) + (config.objective.kl_coefficient > 0)
+        passes += config.rollouts_per_step * length * (row + 1) / 2 * (1 + backward + others)
+    mesh = parts.mesh.shape
+    heads = mesh["tensor"] if network.num_attention_heads % mesh["tensor"] == 0 else 1
+    return attention_flops(network, passes) / (mesh["data"] * mesh["fsdp"] * heads)
+
+
 def kernel_costs(parts: Parts, name: str, workload: Workload) -> tuple[float, float]:
     """(operations, bytes read) of the attention kernels on one device: what no compiler counts.
 
-    A replica's sequences are its own; its devices share their heads.
+    A replica's sequences are its own; its devices share their heads. Bytes are those of the cache alone.
     """
+    if name in ("train step", "pilot"):
+        return training_kernel_flops(parts, name), 0.0
     if parts.engine.kernels == "xla" or not name.startswith(("decode", "prefill")):
         return 0.0, 0.0
     network, config, settings = parts.network, parts.config, parts.engine.settings

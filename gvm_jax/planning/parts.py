@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding
@@ -82,7 +83,8 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     network = network or Qwen2Config.from_folder(model_folder(config.model.path, weights=False))
     mesh = make_mesh(config.mesh, topology.devices())
     dtype, _ = resolve_compute_dtype(config.model.compute_dtype, topology.chip.platform)
-    model = Model(network, dtype, config.model.remat, rows=batch_sharding(mesh))
+    attention = resolve_attention(config.model.attention, dtype, topology.chip.platform)
+    model = Model(network, dtype, config.model.remat, rows=batch_sharding(mesh), attention=attention)
     settings = RolloutSettings.from_config(config)
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
         settings = dataclasses.replace(settings, attention={"gpu": "xla"}.get(settings.attention, settings.attention))

@@ -243,7 +243,11 @@ def train_temporaries(parts: Parts) -> int:
     d, layers = network.hidden_size, network.num_hidden_layers
     heads = (network.num_attention_heads + 2 * network.num_key_value_heads) * network.head_dim
     layer = length * width * (4 * d + 2 * heads + 3 * network.intermediate_size) // tensor
-    scores = 3 * min(256, length) * length * network.num_attention_heads * 4 // tensor
+    scores = {  # the kernels hold none; cuDNN's takes a mask
+        "xla": 3 * min(256, length) * length * network.num_attention_heads * 4 // tensor,
+        "cudnn": 2 * length**2,
+        "splash": 0,
+    }[parts.model.attention]
     saved = layers * (length * d * width if config.model.remat == "full" else layer)
     logits = 3 * config.optimizer.logprob_chunk * network.vocab_size * 4 // tensor
     parameters = parts.held()["parameters"]

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.qwen2 import Attention
+from gvm_jax.models.attention import Attention
 from gvm_jax.rollout.kernels import partial_gpu, partial_tpu
 from gvm_jax.rollout.kernels.heads import cache_head_dim
 from gvm_jax.rollout.kernels.ragged_tpu import ragged_attention

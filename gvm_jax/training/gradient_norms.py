@@ -191,6 +191,7 @@ def per_sample_gradient_norms(
 def _whole_gradients(model: Model, params: Params, pattern: str, temperature: float, logprob_chunk: int):
     """A function from rollouts to norms: one gradient of the chosen parameters for each sample, all at once."""
     chosen, others = split_params(params, pattern)
+    model = Model(model.config, model.dtype, model.remat)  # XLA's attention: cuDNN's has no gradient under vmap
 
     def norm(rollout: Rollouts):
         def log_likelihood(chosen):

@@ -144,7 +144,8 @@ def describe_run(run: Run) -> list[str]:
     config = run.config
     parameters = sum(x.size for x in jax.tree.leaves(run.model.abstract_params))
     lines = [
-        f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {run.sampler.dtype_reason}",
+        f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {run.sampler.dtype_reason}; "
+        f"trained with attention {run.model.attention}",
         f"data      {_describe(config.data.path, run.prompts)}; an epoch is {run.stream.steps_per_epoch} steps",
     ]
     if run.held_out:

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, load_prompts, load_tokenizer, stop_token_ids
 from gvm_jax.data.prompts import UNREADABLE
+from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
@@ -105,7 +106,10 @@ class Sampler(contextlib.AbstractContextManager):
         """Makes what needs the devices; no weight is read yet, but their names and shapes are checked."""
         self.mesh = make_mesh(self.config.mesh)
         dtype, self.dtype_reason = resolve_compute_dtype(self.config.model.compute_dtype)
-        self.model = Model(self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh))
+        attention = resolve_attention(self.config.model.attention, dtype, self.mesh.devices.flat[0].platform)
+        self.model = Model(
+            self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh), attention=attention
+        )
         check_weights(self.model, self.folder)
         self.engine = RolloutEngine(self.model, self.mesh, self._settings, self.stop_ids)
 

@@ -10,8 +10,9 @@ import pytest
 
 from configs import default
 from gvm_jax.config import ConfigError
+from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
-from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.models.qwen2 import Model
 from gvm_jax.planning.advice import advice
 from gvm_jax.planning.chips import CHIPS, Topology
 from gvm_jax.planning.compiled import compile_program
@@ -46,7 +47,7 @@ def topology(size=4, memory=2**30) -> Topology:
 def tiny_config(**mesh):
     config = default.get_config()
     config.model.path, config.data.path = str(TINY), "unread"
-    config.model.compute_dtype = "float32"
+    config.model.compute_dtype, config.model.attention = "float32", "xla"
     config.prompts_per_step, config.rollouts_per_step = 4, 16
     config.data.max_prompt_tokens, config.rollout.max_new_tokens = 8, 16
     config.rollout.slots, config.rollout.page_size, config.rollout.prefill_tokens = 8, 8, 64

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from gvm_jax.config import ConfigError
+from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
-from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rollout.attention import resolve_attention
 from gvm_jax.rollout.engine import RolloutEngine

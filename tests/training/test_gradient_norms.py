@@ -7,9 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
-from gvm_jax.models.qwen2 import Model, segment_attention
+from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.training import gradient_norms
