@@ -13,6 +13,7 @@ from absl import app, flags
 
 from gvm_jax.benchmark import report
 from gvm_jax.benchmark.comparison import compare
+from gvm_jax.benchmark.efficiency import PASSES, Yardstick
 from gvm_jax.benchmark.process import ENGINES, INSTALL, BenchmarkError
 from gvm_jax.benchmark.workload import (
     PREFILL_SAMPLES,
@@ -27,7 +28,8 @@ from gvm_jax.benchmark.workload import (
     update_lengths,
 )
 from gvm_jax.data import DataError, load_rows, load_tokenizer, stop_token_ids
-from gvm_jax.models.config import ModelError, model_folder
+from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
+from gvm_jax.planning.chips import chip_of
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name of a Qwen2.5 model.")
 TASKS = {  # workload -> what an engine is asked for: the end of its script's name
@@ -58,7 +60,9 @@ _NORMS = flags.DEFINE_multi_string(
     "norms", [], "FIELD=VALUE of config.gradient_norms, or remat, for gvm_jax; may be repeated."
 )
 _UPDATE = flags.DEFINE_multi_string(
-    "update", [], "remat=NAME, logprob_chunk=TOKENS or samples_per_row=N of an update, for gvm_jax; may be repeated."
+    "update",
+    [],
+    "remat=NAME, attention=NAME, logprob_chunk=TOKENS or samples_per_row=N of an update, for gvm_jax; may be repeated.",
 )
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {
@@ -130,10 +134,16 @@ def main(argv: list[str]) -> None:
         about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
     except (BenchmarkError, DataError, ModelError, ValueError) as error:
         sys.exit(f"error: {error}")
+    chip, task = chip_of(about[names[0]]["device"]), TASKS[_WORKLOAD.value]
+    yardstick = None
+    if chip and task in PASSES:
+        network, itemsize = Qwen2Config.from_folder(pathlib.Path(model)), {"bfloat16": 2, "float32": 4}[_DTYPE.value]
+        yardstick = Yardstick(network, chip, task, itemsize)
+    measured = workload, about, comparisons, yardstick
     if _JSON.value:
-        result = json.dumps({"settings": settings, **report.describe(workload, about, comparisons)}, indent=1)
+        result = json.dumps({"settings": settings, **report.describe(*measured)}, indent=1)
         pathlib.Path(_JSON.value).write_text(result + "\n", encoding="utf-8")
-    report.show(about, comparisons)
+    report.show(*measured)
 
 
 if __name__ == "__main__":

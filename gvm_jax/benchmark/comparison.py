@@ -116,8 +116,8 @@ def compare(
       settings: what engines read beside the workload: "model", "dtype", "slots", "rollout" and "norms".
 
     Returns:
-      About each engine: how it was configured, versions, seconds to load and to warm up, "peak_bytes". Comparisons of
-      the first engine with each other one (or with none), case by case.
+      About each engine: how it was configured, its device, versions, seconds to load and to warm up, "peak_bytes".
+      Comparisons of the first engine with each other one (or with none), case by case.
 
     Raises:
       BenchmarkError: an engine failed.
@@ -131,6 +131,17 @@ def compare(
             for peer in peers or [None]:
                 with EngineProcess(peer, *engines[peer], file) if peer else contextlib.nullcontext() as theirs:
                     pair = [ours, theirs] if peer else [ours]
+                    _check_devices(pair)
                     comparisons += [alternate(pair, workload, counts, repeats) for counts in cases]
                     about |= {engine.name: {**engine.about, "peak_bytes": engine.peak_bytes} for engine in pair}
     return about, comparisons
+
+
+def _check_devices(engines: Sequence[EngineProcess]) -> None:
+    kinds = {engine.name: engine.about["device"] for engine in engines}
+    if len(set(kinds.values())) > 1:
+        found = ", ".join(f"{name} computes on {kind}" for name, kind in kinds.items())
+        raise BenchmarkError(
+            f"{found}: install the build for the accelerator in each one's environment, or hide it from both "
+            "(CUDA_VISIBLE_DEVICES= and JAX_PLATFORMS=cpu)"
+        )

@@ -44,6 +44,7 @@ class EngineProcess:
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         if script.parent == ENGINES and name == "gvm_jax":  # peers see nothing of this package
             environment["PYTHONPATH"] = str(ENGINES.parents[2])
+            environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two engines share a GPU's memory
         try:
             with self._log.open("wb") as log:
                 self._process = subprocess.Popen(

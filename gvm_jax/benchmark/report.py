@@ -11,11 +11,12 @@ from rich.table import Table
 
 from gvm_jax.benchmark.agreement import ALLOWED
 from gvm_jax.benchmark.comparison import Comparison, Spread
+from gvm_jax.benchmark.efficiency import Yardstick
 from gvm_jax.benchmark.workload import Workload
 
 COLUMNS = (
     "", "samples", "tokens/s", "seconds", "s/sample", "prefill s", "prefill tokens", "tokens", "useful", "ratio",
-    "norms differ", "updates differ", "log π differs", "run GB", "peak GB", "start s",
+    "norms differ", "updates differ", "log π differs", "MFU", "bandwidth", "run GB", "peak GB", "device GB", "start s",
 )  # fmt: skip
 
 
@@ -27,8 +28,10 @@ def machine() -> dict:
     return {"cpu": names[0] if names else platform.machine(), "cores": os.cpu_count(), "system": platform.platform()}
 
 
-def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison]) -> dict:
-    """Everything measured, for a JSON file."""
+def describe(
+    workload: Workload, about: dict, comparisons: Sequence[Comparison], yardstick: Yardstick | None = None
+) -> dict:
+    """Everything measured, for a JSON file; arguments as for `show`."""
     return {
         "machine": machine(),
         "workload": dataclasses.asdict(workload),
@@ -43,15 +46,45 @@ def describe(workload: Workload, about: dict, comparisons: Sequence[Comparison])
                 "update_difference": comparison.update_difference,
                 "logprob_difference": comparison.logprob_difference,
                 "agreement": comparison.agreement,
+                **efficiencies(workload, comparison, yardstick),
             }
             for comparison in comparisons
         ],
     }
 
 
-def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
-    """Print medians with [least, greatest], without empty columns, and how each engine was configured."""
-    sections = [[row(comparison, engine, about[engine]) for engine in comparison.runs] for comparison in comparisons]
+def efficiencies(workload: Workload, comparison: Comparison, yardstick: Yardstick | None) -> dict[str, dict]:
+    """Of each run of each engine "mfu" and "bandwidth", shares of the device's peaks; empty lists without them."""
+    found = {"mfu": {}, "bandwidth": {}}
+    for engine, runs in comparison.runs.items():
+        measured = runs if yardstick else []
+        found["mfu"][engine] = [yardstick.mfu(workload, comparison.counts, run) for run in measured]
+        shares = [yardstick.bandwidth(engine, workload, comparison.counts, run) for run in measured]
+        found["bandwidth"][engine] = [share for share in shares if share is not None]
+    return found
+
+
+def show(
+    workload: Workload,
+    about: dict[str, dict],
+    comparisons: Sequence[Comparison],
+    yardstick: Yardstick | None = None,
+) -> None:
+    """Print medians with [least, greatest], without empty columns, and how each engine was configured.
+
+    Args:
+      workload: that was run.
+      about: each engine, as `compare` returns it.
+      comparisons: to show.
+      yardstick: of a device whose peaks are known.
+    """
+    sections = [
+        [
+            row(comparison, engine, about[engine], efficiencies(workload, comparison, yardstick))
+            for engine in comparison.runs
+        ]
+        for comparison in comparisons
+    ]
     shown = [i for i in range(len(COLUMNS)) if any(cells[i] for rows in sections for cells in rows)]
     console = Console(width=160, highlight=False, markup=False)
     table = Table(*(COLUMNS[i] for i in shown))
@@ -64,7 +97,7 @@ def show(about: dict[str, dict], comparisons: Sequence[Comparison]) -> None:
         console.print(shown_table)
     for engine, said in about.items():
         versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
-        console.print(f"{engine}: {said['configured']} ({versions})", soft_wrap=True)
+        console.print(f"{engine}: {said['configured']}; {said['device']} ({versions})", soft_wrap=True)
 
 
 def agreement_table(comparison: Comparison) -> Table:
@@ -76,7 +109,7 @@ def agreement_table(comparison: Comparison) -> Table:
     return table
 
 
-def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
+def row(comparison: Comparison, engine: str, about: dict, shares: dict[str, dict]) -> list[str]:
     """The cells of `COLUMNS` for an engine of a comparison; what it does not know stays empty."""
     runs, counts = comparison.runs[engine], comparison.counts
     prefill_seconds = [run["prefill_seconds"] for run in runs if run["prefill_seconds"] is not None]
@@ -97,8 +130,11 @@ def row(comparison: Comparison, engine: str, about: dict) -> list[str]:
         f"{difference:.1e}" if is_peer and difference is not None else "",
         f"{comparison.update_difference:.1e}" if is_peer and comparison.update_difference is not None else "",
         f"{comparison.logprob_difference:.1e}" if is_peer and comparison.logprob_difference is not None else "",
+        _show(shares["mfu"][engine], 3),
+        _show(shares["bandwidth"][engine], 3),
         f"{max(run['peak_bytes'] for run in runs) / 1e9:.1f}",
         f"{about['peak_bytes'] / 1e9:.1f}",
+        f"{max(run['device_bytes'] for run in runs) / 1e9:.1f}" if runs[0]["device_bytes"] else "",
         f"{about['load_seconds']:.0f} + {about['warm_up_seconds']:.0f}",
     ]
 

@@ -55,7 +55,7 @@ class Fake:
                 "pid": os.getpid(), "child": self.child.pid, "path": os.environ.get("PYTHONPATH")}}
 
 
-serve(Fake, ("pip",))
+serve(Fake, ("pip",), lambda: {{"kind": "cpu", "peak_bytes": None}})
 """
 
 

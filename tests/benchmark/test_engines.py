@@ -55,7 +55,8 @@ def test_a_stop_token_ends_a_response_and_counts(engine, tokenizer):
     stopping = Workload("stop", [[1, 10, 2, 12], [3, 12]], [3, 2], 6, list(range(24)), 15)
     result, _ = run(stopping, engine, [3, 2])
     assert result["lengths"] == [1] * 5
-    assert result.get("steps", 2) == 2, "each of hf's two batches must end with its last row"
+    if engine == "hf":
+        assert result["steps"] == 2, "each of the two batches must end with its last row"
 
 
 @pytest.mark.slow
@@ -89,7 +90,7 @@ def test_engines_agree_on_whatever_a_step_computes_with(tokenizer, capsys):
     engines = {name: (ENGINES / f"{name}_agreement.py", sys.executable) for name in ("gvm_jax", "hf")}
     about, [comparison] = compare(samples, [[1] * 8], engines, 1, SETTINGS)
     json.dumps(describe(samples, about, [comparison]))
-    show(about, [comparison])
+    show(samples, about, [comparison])
     table = capsys.readouterr().out
     assert "loss of grpo" in table and "tokens/s" not in table
     *others, last = comparison.agreement.values()

@@ -125,7 +125,7 @@ def test_peer_scripts_need_nothing_of_this_package():
         top = [node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)]
         names = {alias.name for node in top if isinstance(node, ast.Import) for alias in node.names}
         names |= {node.module for node in top if isinstance(node, ast.ImportFrom)}
-        known = {*sys.stdlib_module_names, "protocol", "batches", "packed", "padded"}
+        known = {*sys.stdlib_module_names, *(file.stem for file in ENGINES.glob("*.py"))}
         assert {name.split(".")[0] for name in names} <= known
         if not script.name.startswith("gvm_jax_") and script.name != "packed.py":
             anywhere = [getattr(node, "module", None) for node in ast.walk(tree)]

@@ -2,6 +2,7 @@
 
 import pathlib
 
+import jax_device
 from packed import given_model, given_rollouts, logprobs_program
 from protocol import serve
 
@@ -12,8 +13,11 @@ class GvmJaxAgreement:
     """Pilot-free: one visit of each prompt fills the statistics, from which the next counts come."""
 
     def __init__(self, workload: dict):
+        import jax
+
         from gvm_jax.runtime.mesh import describe_devices
 
+        jax.config.update("jax_default_matmul_precision", "highest")  # a GPU would round to 10 bits (TF32)
         self._workload, self._rollouts = workload, given_rollouts(workload)
         self._model, self._mesh, self._folder = given_model(workload, "full")
         self.configured = (
@@ -117,4 +121,4 @@ class GvmJaxAgreement:
 
 
 if __name__ == "__main__":
-    serve(GvmJaxAgreement, ("jax", "jaxlib", "flax", "optax"))
+    serve(GvmJaxAgreement, ("jax", "jaxlib", "flax", "optax"), jax_device.state)

@@ -3,6 +3,7 @@
 import dataclasses
 import pathlib
 
+import jax_device
 from protocol import serve
 
 
@@ -36,7 +37,7 @@ class GvmJax:
         self._prompts = [np.array(prompt, np.int32) for prompt in workload["prompts"]]
         engine = RolloutEngine(model, mesh, settings, workload["stop_ids"])
         self._policy = engine.load(load_params(model, folder, param_shardings(model, mesh)))
-        self._workload, self._key = workload, run_key
+        self._workload, self._key, self._block_steps = workload, run_key, settings.block_steps
         self.configured = f"computed in {workload['dtype']}, {settings}, {describe_devices()}"
 
     def warm_up(self) -> None:
@@ -55,12 +56,14 @@ class GvmJax:
             self._workload["temperature"],
         )
         stats = dataclasses.asdict(self._policy.stats)
+        steps = stats["decode_blocks"] * self._block_steps
         return {
             "lengths": rollouts.response_lengths.tolist(),
             "prefill_seconds": stats["prefill_seconds"],
             "stats": stats,
+            "steps": steps,
         }
 
 
 if __name__ == "__main__":
-    serve(GvmJax, ("jax", "jaxlib", "flax"))
+    serve(GvmJax, ("jax", "jaxlib", "flax"), jax_device.state)

@@ -1,5 +1,6 @@
 """This project's log-probabilities of given responses, packed as for training."""
 
+import jax_device
 from packed import given_model, given_rollouts, logprobs_program
 from protocol import serve
 
@@ -20,6 +21,7 @@ class GvmJaxLogprobs:
         self._program, self._useful = logprobs_program(model, self._rollouts, size, workload["temperature"], 512)
         self.configured = (
             f"{workload['dtype']} parameters, packed rows of {self._rollouts.tokens.shape[1]} tokens, {size} a pass, "
+            f"attention {model.attention}, "
             f"logits of 512 response tokens at a time, {describe_devices()}"
         )
 
@@ -35,4 +37,4 @@ class GvmJaxLogprobs:
 
 
 if __name__ == "__main__":
-    serve(GvmJaxLogprobs, ("jax", "jaxlib", "flax"))
+    serve(GvmJaxLogprobs, ("jax", "jaxlib", "flax"), jax_device.state)

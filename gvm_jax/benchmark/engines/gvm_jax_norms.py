@@ -2,9 +2,9 @@
 
 import dataclasses
 import json
-import pathlib
 
-from packed import given_rollouts
+import jax_device
+from packed import given_model, given_rollouts
 from protocol import serve
 
 
@@ -16,13 +16,12 @@ class GvmJaxNorms:
         import jax.numpy as jnp
         import numpy as np
 
-        from gvm_jax.models.config import Qwen2Config
-        from gvm_jax.models.qwen2 import Model
         from gvm_jax.models.weights import load_params
         from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 
         defaults = {"method": "gram", "parameters": "embed_tokens", "chunk": 1, "max_samples": 0, "remat": "none"}
+        defaults["attention"] = "auto"
         for name, value in workload["norms"].items():
             if name not in defaults:
                 raise ValueError(f"--norms={name}=...: no field of the norms; allowed are {', '.join(defaults)}")
@@ -30,9 +29,8 @@ class GvmJaxNorms:
                 raise ValueError(f"--norms={name}={value}: must be like {name}={json.dumps(defaults[name])}")
         given = {**defaults, **workload["norms"]}
         settings = GradientNormSettings(**{f.name: given[f.name] for f in dataclasses.fields(GradientNormSettings)})
-        folder, dtype = pathlib.Path(workload["model"]), np.dtype(workload["dtype"])
-        model = Model(Qwen2Config.from_folder(folder), dtype, remat=given["remat"])
-        params = load_params(model, folder, dtype=dtype)
+        model, _, folder = given_model(workload, given["remat"], given["attention"])
+        params = load_params(model, folder, dtype=model.dtype)
 
         rollouts = given_rollouts(workload)
         wanted = np.ones(len(rollouts.group), bool)
@@ -44,7 +42,10 @@ class GvmJaxNorms:
 
         self._lowered = jax.jit(norms).lower(params, rollouts)
         self._arguments, self._lengths = (params, rollouts), rollouts.response_lengths.tolist()
-        self.configured = f"computed in {workload['dtype']}, {settings}, remat={given['remat']}, {describe_devices()}"
+        self.configured = (
+            f"computed in {workload['dtype']}, {settings}, remat={given['remat']}, attention "
+            f"{model.attention}, {describe_devices()}"
+        )
 
     def warm_up(self) -> None:
         """Compiles, and a whole run."""
@@ -60,4 +61,4 @@ class GvmJaxNorms:
 
 
 if __name__ == "__main__":
-    serve(GvmJaxNorms, ("jax", "jaxlib", "flax"))
+    serve(GvmJaxNorms, ("jax", "jaxlib", "flax"), jax_device.state)

@@ -1,5 +1,6 @@
 """This project's train step on given responses: one RAFT++ update over packed rows."""
 
+import jax_device
 from packed import given_model, given_rollouts, logprobs_program
 from protocol import serve
 
@@ -24,14 +25,19 @@ class GvmJaxUpdate:
         config.data.max_prompt_tokens, config.rollout.max_new_tokens = max(map(len, prompts)), max(map(len, responses))
         config.allocation.strategy = "uniform"
         for name, value in workload["update"].items():
-            fields = {"remat": config.model, "logprob_chunk": config.optimizer, "samples_per_row": config.optimizer}
+            fields = {
+                "remat": config.model,
+                "attention": config.model,
+                "logprob_chunk": config.optimizer,
+                "samples_per_row": config.optimizer,
+            }
             if name not in fields:
                 raise ValueError(f"--update={name}=...: no field of the update; allowed are {', '.join(fields)}")
             if type(value) is not type(fields[name][name]):
                 raise ValueError(f"--update={name}={value}: must be like {name}={fields[name][name]}")
             fields[name][name] = value
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, workload["micro_batch"]
-        model, mesh, folder = given_model(workload, config.model.remat)
+        model, mesh, folder = given_model(workload, config.model.remat, config.model.attention)
         params = load_params(model, folder, param_shardings(model, mesh))
         self._prompts, rollouts = np.arange(len(prompts), dtype=np.int32), given_rollouts(workload)
         rows = config.optimizer.samples_per_row
@@ -42,7 +48,8 @@ class GvmJaxUpdate:
         self._step, self._state = programs.train_step, programs.new_state(params, self._prompts)
         self._lengths = rollouts.response_lengths.tolist()
         self.configured = (
-            f"float32 parameters and AdamW, computed in {workload['dtype']}, remat={config.model.remat}, packed "
+            f"float32 parameters and AdamW, computed in {workload['dtype']}, attention {model.attention}, "
+            f"remat={config.model.remat}, packed "
             f"rows of {rows} × {rollouts.tokens.shape[1]} tokens, {workload['micro_batch'] // rows} a micro-batch, "
             f"logits of {config.optimizer.logprob_chunk} tokens at a time, {describe_devices()}"
         )
@@ -66,4 +73,4 @@ class GvmJaxUpdate:
 
 
 if __name__ == "__main__":
-    serve(GvmJaxUpdate, ("jax", "jaxlib", "flax", "optax"))
+    serve(GvmJaxUpdate, ("jax", "jaxlib", "flax", "optax"), jax_device.state)

@@ -3,6 +3,7 @@
 import math
 import pathlib
 
+import torch_device
 from padded import PaddedPolicy
 from protocol import serve
 
@@ -30,7 +31,10 @@ class HuggingFaceAgreement:
         torch, workload = self._torch, self._workload
         with torch.no_grad():
             logprobs = [self._policy.logprobs(*batch) for batch in self._batches]
-        old = [known + torch.tensor(shift) for known, shift in zip(logprobs, workload["shifts"], strict=True)]
+        old = [
+            known + torch.tensor(shift, device=known.device)
+            for known, shift in zip(logprobs, workload["shifts"], strict=True)
+        ]
         norms = [
             self._norm(batch) if r > 0 else 0.0 for batch, r in zip(self._batches, workload["rewards"], strict=True)
         ]
@@ -125,4 +129,4 @@ class HuggingFaceAgreement:
 
 
 if __name__ == "__main__":
-    serve(HuggingFaceAgreement, ("torch", "transformers"))
+    serve(HuggingFaceAgreement, ("torch", "transformers"), torch_device.state)

@@ -1,8 +1,8 @@
 """`generate` of Hugging Face transformers on PyTorch."""
 
-import os
 import time
 
+import torch_device
 from batches import sample_in_batches
 from protocol import serve
 
@@ -17,11 +17,12 @@ class HuggingFace:
         import torch
         from transformers import AutoModelForCausalLM, GenerationConfig
 
-        torch.set_num_threads(os.cpu_count())
+        self._device = torch_device.device()
         self._workload, self._torch = workload, torch
         self._model = AutoModelForCausalLM.from_pretrained(
             workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
         ).eval()
+        self._model.to(self._device)
         # In place of the folder's: that of an instruct model cuts the distribution and penalises repetitions.
         self._model.generation_config = GenerationConfig()
         self._options = {
@@ -34,7 +35,7 @@ class HuggingFace:
             "pad_token_id": workload["pad_id"],
         }
         self.configured = (
-            f"{workload['dtype']}, sdpa attention, inference mode, {torch.get_num_threads()} threads, "
+            f"{workload['dtype']}, sdpa attention, inference mode, {torch_device.in_words()}, "
             f"batches of {workload['slots']} left-padded rows sorted by prompt length; a prompt is computed once "
             "for each of its samples"
         )
@@ -66,6 +67,8 @@ class HuggingFace:
         width, first = max(map(len, prompts)), []
 
         def note_time(_, scores):
+            if not first:
+                torch_device.wait()
             first.append(time.perf_counter())
             return scores
 
@@ -74,8 +77,8 @@ class HuggingFace:
         begin = time.perf_counter()
         with torch.inference_mode():
             tokens = self._model.generate(
-                input_ids=ids,
-                attention_mask=mask,
+                input_ids=ids.to(self._device),
+                attention_mask=mask.to(self._device),
                 max_new_tokens=new_tokens,
                 logits_processor=[note_time],
                 **self._options,
@@ -86,4 +89,4 @@ class HuggingFace:
 
 
 if __name__ == "__main__":
-    serve(HuggingFace, ("torch", "transformers"))
+    serve(HuggingFace, ("torch", "transformers"), torch_device.state)

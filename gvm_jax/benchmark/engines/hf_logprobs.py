@@ -1,5 +1,6 @@
 """Log-probabilities of given responses on PyTorch: batches padded to their longest row, inference mode."""
 
+import torch_device
 from padded import PaddedPolicy
 from protocol import serve
 
@@ -40,4 +41,4 @@ class HuggingFaceLogprobs:
 
 
 if __name__ == "__main__":
-    serve(HuggingFaceLogprobs, ("torch", "transformers"))
+    serve(HuggingFaceLogprobs, ("torch", "transformers"), torch_device.state)

@@ -1,7 +1,6 @@
 """One forward and one backward pass a sample on PyTorch, as the reference implementation measures gradient norms."""
 
-import os
-
+import torch_device
 from protocol import serve
 
 
@@ -12,17 +11,18 @@ class HuggingFaceNorms:
         import torch
         from transformers import AutoModelForCausalLM
 
-        torch.set_num_threads(os.cpu_count())
+        self._device = torch_device.device()
         self._workload, self._torch = workload, torch
         self._model = AutoModelForCausalLM.from_pretrained(
             workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
         ).eval()
+        self._model.to(self._device)
         self._weight = self._model.get_input_embeddings().weight
         for parameter in self._model.parameters():
             parameter.requires_grad = parameter is self._weight
         self.configured = (
             f"{workload['dtype']}, sdpa attention, torch.autograd.grad of embed_tokens, a sample at a time, "
-            f"{torch.get_num_threads()} threads"
+            f"{torch_device.in_words()}"
         )
 
     def warm_up(self) -> None:
@@ -38,7 +38,7 @@ class HuggingFaceNorms:
     def _norm(self, prompt: list[int], response: list[int]) -> float:
         """‖∂(-Σ log π) / ∂ embed_tokens‖₂ of a response, at temperature 1."""
         torch = self._torch
-        ids = torch.tensor([prompt + response])
+        ids = torch.tensor([prompt + response], device=self._device)
         logits = self._model(input_ids=ids, use_cache=False).logits
         logprobs = torch.log_softmax(logits, dim=-1)[0, len(prompt) - 1 : -1]
         loss = -logprobs.gather(1, ids[0, len(prompt) :, None]).sum()
@@ -47,4 +47,4 @@ class HuggingFaceNorms:
 
 
 if __name__ == "__main__":
-    serve(HuggingFaceNorms, ("torch", "transformers"))
+    serve(HuggingFaceNorms, ("torch", "transformers"), torch_device.state)

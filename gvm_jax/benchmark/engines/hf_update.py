@@ -1,5 +1,6 @@
 """A RAFT++ update on PyTorch: micro-batches padded to their longest row, fused AdamW."""
 
+import torch_device
 from padded import PaddedPolicy
 from protocol import serve
 
@@ -43,6 +44,7 @@ class HuggingFaceUpdate:
         norm = torch.nn.utils.clip_grad_norm_(self._policy.model.parameters(), 1.0).item()
         self._optimizer.step()
         self._optimizer.zero_grad()
+        torch_device.wait()
         return {
             "loss": total, "gradient_norm": norm, "useful_tokens": self._useful, "lengths": lengths,
             "prefill_seconds": None,
@@ -50,4 +52,4 @@ class HuggingFaceUpdate:
 
 
 if __name__ == "__main__":
-    serve(HuggingFaceUpdate, ("torch", "transformers"))
+    serve(HuggingFaceUpdate, ("torch", "transformers"), torch_device.state)

@@ -21,20 +21,22 @@ def given_rollouts(workload: dict):
     return jax.tree.map(jnp.asarray, rollouts)
 
 
-def given_model(workload: dict, remat: str):
-    """The model on one device, the mesh of this device and the model's folder."""
+def given_model(workload: dict, remat: str, attention: str = "auto"):
+    """The model on one device, the mesh of this device and the model's folder; arguments as in `config.model`."""
     import jax
     import numpy as np
 
     from configs import default
+    from gvm_jax.models.attention import resolve_attention
     from gvm_jax.models.config import Qwen2Config
     from gvm_jax.models.qwen2 import Model
     from gvm_jax.models.sharding import batch_sharding
     from gvm_jax.runtime.mesh import make_mesh
 
     mesh, folder = make_mesh(default.get_config().mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
-    network = Qwen2Config.from_folder(folder)
-    return Model(network, np.dtype(workload["dtype"]), remat, rows=batch_sharding(mesh)), mesh, folder
+    network, dtype = Qwen2Config.from_folder(folder), np.dtype(workload["dtype"])
+    attention = resolve_attention(attention, dtype, mesh.devices.flat[0].platform)
+    return Model(network, dtype, remat, rows=batch_sharding(mesh), attention=attention), mesh, folder
 
 
 def logprobs_program(model, rollouts, micro_batch: int, temperature: float, chunk: int):

@@ -1,7 +1,8 @@
 """A policy in PyTorch on rows padded to a batch's longest: what the `hf` engines that train or score share."""
 
 import contextlib
-import os
+
+import torch_device
 
 
 class PaddedPolicy:
@@ -10,22 +11,23 @@ class PaddedPolicy:
     Attributes:
       model: of transformers, sdpa attention, in training mode (Qwen2.5 has no dropout).
       configured: how it was set up, in words.
+      device: "cuda" or "cpu".
     """
 
     def __init__(self, workload: dict, dtype: str = "float32"):
         import torch
         from transformers import AutoModelForCausalLM
 
-        torch.set_num_threads(os.cpu_count())
+        self.device = torch_device.device()
         self._torch, self._pad_id, self._compute = torch, workload["pad_id"], workload["dtype"]
         self._autocast = dtype != workload["dtype"]
         self.model = AutoModelForCausalLM.from_pretrained(
             workload["model"], dtype=getattr(torch, dtype), attn_implementation="sdpa"
         ).train()
+        self.model.to(self.device)
         computed = f"autocast to {workload['dtype']}" if self._autocast else workload["dtype"]
         self.configured = (
-            f"{dtype} parameters, {computed}, sdpa attention, logits of response tokens only, "
-            f"{torch.get_num_threads()} threads"
+            f"{dtype} parameters, {computed}, sdpa attention, logits of response tokens only, {torch_device.in_words()}"
         )
 
     def batch(self, pairs):
@@ -43,12 +45,13 @@ class PaddedPolicy:
             mask[row, :end] = 1
             predicts[row, len(prompt) - 1 : end - 1] = True
         # All ones let sdpa take its causal path, which is faster than one with a mask.
-        return ids, None if mask.all() else mask, predicts
+        mask = None if mask.all() else mask.to(self.device)
+        return ids.to(self.device), mask, predicts.to(self.device)
 
     def logprobs(self, ids, mask, predicts):
         """log π of the batch's response tokens, row after row, float32; differentiable."""
         torch = self._torch
-        autocast = torch.autocast("cpu", dtype=getattr(torch, self._compute))
+        autocast = torch.autocast(self.device, dtype=getattr(torch, self._compute))
         with autocast if self._autocast else contextlib.nullcontext():
             hidden = self.model.model(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
             logits = self.model.lm_head(hidden[:, :-1][predicts]).float()

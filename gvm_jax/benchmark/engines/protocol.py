@@ -38,12 +38,13 @@ def _return_free_memory() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
-def serve(load: Callable[[dict], Engine], packages: tuple[str, ...]) -> None:
+def serve(load: Callable[[dict], Engine], packages: tuple[str, ...], device: Callable[[], dict]) -> None:
     """Load the workload's file `sys.argv[1]`, then answer requests {"counts": ..., "seed": ...} until stdin closes.
 
     Args:
       load: from the workload to an engine; imports what it needs itself, so that a missing package can be reported.
       packages: distributions whose versions belong to the result.
+      device: of `torch_device` or `jax_device`: which device it is and how much of its memory was used.
     """
     if sys.platform == "linux":  # a stopped process would outlive a killed benchmark for ever
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
@@ -64,6 +65,7 @@ def serve(load: Callable[[dict], Engine], packages: tuple[str, ...]) -> None:
         reply(
             configured=engine.configured,
             versions=versions,
+            device=device()["kind"],
             load_seconds=loaded - begin,
             warm_up_seconds=time.perf_counter() - loaded,
         )
@@ -72,7 +74,7 @@ def serve(load: Callable[[dict], Engine], packages: tuple[str, ...]) -> None:
             result = engine.run(**json.loads(line))
             seconds = time.perf_counter() - begin
             _return_free_memory()  # to the engine whose turn is next
-            reply(seconds=seconds, **result)
+            reply(seconds=seconds, device_bytes=device()["peak_bytes"], **result)
     except Exception as error:
         reply(error=f"{type(error).__name__}: {error}", not_installed=isinstance(error, ImportError))
         raise

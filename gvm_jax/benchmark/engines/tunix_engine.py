@@ -5,6 +5,7 @@ import json
 import pathlib
 import time
 
+import jax_device
 from batches import sample_in_batches
 from protocol import serve
 
@@ -113,4 +114,4 @@ class Tunix:
 
 
 if __name__ == "__main__":
-    serve(Tunix, ("google-tunix", "jax", "flax"))
+    serve(Tunix, ("google-tunix", "jax", "flax"), jax_device.state)

