@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
     config.rollout.pages = 0  # pages in a replica's KV cache; 0 = as many as the slots can ever need
     config.rollout.block_steps = 8  # decode steps between two looks of the host at the slots
     config.rollout.prefill_tokens = 512  # prompt tokens computed at once
-    config.rollout.attention = "auto"  # xla | tpu | tpu_shared | gpu | auto (`tpu` on TPUs, else `xla`)
+    config.rollout.attention = "auto"  # xla | tpu | tpu_shared | gpu | auto (by device: tpu, gpu, else xla)
     config.rollout.tensor = 0  # devices of a replica, all of one process; 0 = mesh.tensor
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 

@@ -51,6 +51,9 @@ _REPEATS = flags.DEFINE_integer("repeats", 3, "Runs of each engine in a comparis
 _SLOTS = flags.DEFINE_integer(
     "slots", 64, "Sequences decoded at once; rows of a batch for hf and tunix.", lower_bound=1
 )
+_PROMPTS = flags.DEFINE_integer(
+    "prompts", 0, "Of the workload: an accelerator wants more than a CPU; 0 = its own number.", lower_bound=0
+)
 _MICRO_BATCH = flags.DEFINE_integer(
     "micro_batch", 4, "Rows of a pass of an update, of logprobs and of agreement.", lower_bound=1
 )
@@ -71,8 +74,14 @@ _PYTHON = {
 }
 
 
-def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list[int]]]:
+def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[Workload, list[list[int]]]:
     """The workload of this name, tokenised with the model's tokenizer, and the counts to run it with.
+
+    Args:
+      name: a key of `TASKS`.
+      model: folder.
+      data: questions and answers.
+      prompts: 0 = the workload's own number.
 
     Raises:
       DataError, ValueError: no tokenizer, or no or too few questions.
@@ -80,17 +89,19 @@ def make_workload(name: str, model: str, data: str) -> tuple[Workload, list[list
     tokenizer = load_tokenizer(model)
     answers = "question" if TASKS[name] == "engine" else "answer"
     rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
-    questions = [row.problem for row in rows]
+    questions, sizes = [row.problem for row in rows], {"prompts": prompts} if prompts else {}
     if TASKS[name] != "engine":
         given = (gradient_norms, logprobs, update, update_lengths, agreement)
         make = next(function for function in given if function.__name__ == name)
-        workload = make(tokenizer, questions, [row.answer for row in rows])
+        workload = make(tokenizer, questions, [row.answer for row in rows], **sizes)
         return workload, [workload.counts]
     if name == "prefill":
-        workload = prefill(tokenizer, questions)
+        workload = prefill(tokenizer, questions, **sizes)
         return workload, [[samples] * len(workload.prompts) for samples in PREFILL_SAMPLES]
     stops = stop_token_ids(tokenizer, model)
-    workload = grouped(tokenizer, questions) if name == "grouped" else gsm8k(tokenizer, questions, stops)
+    workload = (
+        grouped(tokenizer, questions, **sizes) if name == "grouped" else gsm8k(tokenizer, questions, stops, **sizes)
+    )
     return workload, [workload.counts]
 
 
@@ -121,7 +132,7 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
     try:
         model = str(model_folder(_MODEL.value).resolve())
-        workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value)
+        workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value, _PROMPTS.value)
         settings = {
             "model": model,
             "dtype": _DTYPE.value,

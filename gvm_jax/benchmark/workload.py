@@ -62,13 +62,18 @@ def grouped(
 
 
 def gsm8k(
-    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], stop_ids: Sequence[int], new_tokens: int = 400
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    stop_ids: Sequence[int],
+    prompts: int = len(GVM_COUNTS),
+    new_tokens: int = 400,
 ) -> Workload:
-    """Real lengths: the first 24 questions, `GVM_COUNTS` samples, each until it stops."""
-    if len(questions) < len(GVM_COUNTS):
-        raise ValueError(f"--data holds {len(questions)} questions; workload gsm8k takes {len(GVM_COUNTS)}")
-    ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[: len(GVM_COUNTS)]]
-    return Workload("gsm8k", ids, list(GVM_COUNTS), new_tokens, list(stop_ids), _pad_id(tokenizer))
+    """Real lengths: the first questions, `GVM_COUNTS` samples over and over, each until it stops."""
+    if len(questions) < prompts:
+        raise ValueError(f"--data holds {len(questions)} questions; workload gsm8k takes {prompts}")
+    ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:prompts]]
+    counts = [GVM_COUNTS[i % len(GVM_COUNTS)] for i in range(prompts)]
+    return Workload("gsm8k", ids, counts, new_tokens, list(stop_ids), _pad_id(tokenizer))
 
 
 def prefill(tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], **sizes) -> Workload:
@@ -104,23 +109,23 @@ def update(
 
 
 def update_lengths(
-    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], samples: int = 16
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], prompts: int = 16
 ) -> Workload:
     """Real lengths: the first questions, each with its answer."""
-    if len(questions) < samples:
-        raise ValueError(f"--data holds {len(questions)} questions; workload update_lengths takes {samples}")
-    prompts = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:samples]]
-    responses = [_encode(tokenizer, answer) for answer in answers[:samples]]
+    if len(questions) < prompts:
+        raise ValueError(f"--data holds {len(questions)} questions; workload update_lengths takes {prompts}")
+    ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:prompts]]
+    responses = [_encode(tokenizer, answer) for answer in answers[:prompts]]
     longest = max(map(len, responses))
     pad = _pad_id(tokenizer)
-    return Workload("update_lengths", prompts, [1] * samples, longest, [pad], pad, responses=responses)
+    return Workload("update_lengths", ids, [1] * prompts, longest, [pad], pad, responses=responses)
 
 
 def logprobs(
-    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], samples: int = 16
+    tokenizer: "PreTrainedTokenizerBase", questions: Sequence[str], answers: Sequence[str], prompts: int = 16
 ) -> Workload:
     """The samples of `update_lengths`, scored."""
-    return dataclasses.replace(update_lengths(tokenizer, questions, answers, samples), name="logprobs")
+    return dataclasses.replace(update_lengths(tokenizer, questions, answers, prompts), name="logprobs")
 
 
 def agreement(

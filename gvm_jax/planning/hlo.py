@@ -113,7 +113,7 @@ def parse(text: str) -> Program:
             if header:
                 name, lines = header.group(2), []
                 entry = name if header.group(1) else entry
-        elif line.startswith("}"):
+        elif re.match(r"\}(?!\})", line):  # a kernel's attributes may go over several lines, the last of which is "}},"
             computations[name] = Computation(name, tuple(filter(None, map(_instruction, lines))))
             name = None
         else:

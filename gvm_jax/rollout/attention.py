@@ -100,13 +100,13 @@ PLATFORM = {"tpu": "tpu", "tpu_shared": "tpu", "gpu": "gpu"}  # that kernels run
 def resolve_attention(name: str, platform: str) -> str:
     """The kernels that `rollout.attention` names, on devices of this platform ("cpu", "gpu", "tpu").
 
-    auto: `tpu` on TPUs, `xla` elsewhere.
+    auto: `tpu` on TPUs, `gpu` on GPUs, `xla` elsewhere.
 
     Raises:
       ConfigError: the kernels run on another platform.
     """
     if name == "auto":
-        return "tpu" if platform == "tpu" else "xla"
+        return platform if platform in PLATFORM.values() else "xla"
     if PLATFORM.get(name, platform) != platform:
         raise ConfigError(
             f"rollout.attention = {name!r}: runs on a {PLATFORM[name].upper()}, and this run's devices are of the "

@@ -37,6 +37,7 @@ def test_gsm8k_takes_the_first_24_questions_whole(tokenizer):
     workload = gsm8k(tokenizer, questions, (16,))
     assert [tokenizer.decode(prompt) for prompt in workload.prompts] == [f"{i}+{i}=" for i in range(24)]
     assert workload.stop_ids == [16] and workload.max_new_tokens == 400
+    assert gsm8k(tokenizer, questions, (16,), prompts=26).counts == [*GVM_COUNTS, *GVM_COUNTS[:2]]
     with pytest.raises(ValueError, match="holds 23 questions"):
         gsm8k(tokenizer, questions[:23], (16,))
 

@@ -295,7 +295,7 @@ def test_bad_input_is_named(tiny, mesh, policy):
         ConfigError, match=r"rollout.attention = 'tpu_shared': runs on a TPU, .*'cpu'; use 'xla' or 'auto'"
     ):
         engine_of(tiny, mesh, attention="tpu_shared")
-    assert [resolve_attention("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["xla", "xla", "tpu"]
+    assert [resolve_attention("auto", platform) for platform in ("cpu", "gpu", "tpu")] == ["xla", "gpu", "tpu"]
     for length in (1, 21):
         with pytest.raises(ValueError, match=f"prompt 0 has {length} tokens"):
             policy.sample([np.zeros(length, np.int32)], IDS[:1], COUNTS[:1], KEY, 1.0)
