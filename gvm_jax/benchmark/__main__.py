@@ -24,6 +24,7 @@ from gvm_jax.benchmark.workload import (
     gsm8k,
     logprobs,
     prefill,
+    step,
     update,
     update_lengths,
 )
@@ -41,6 +42,7 @@ TASKS = {  # workload -> what an engine is asked for: the end of its script's na
     "update": "update",
     "update_lengths": "update",
     "agreement": "agreement",
+    "step": "step",
 }
 _WORKLOAD = flags.DEFINE_enum(
     "workload", "grouped", list(TASKS), "What is sampled, measured, trained on or held together."
@@ -55,7 +57,7 @@ _PROMPTS = flags.DEFINE_integer(
     "prompts", 0, "Of the workload: an accelerator wants more than a CPU; 0 = its own number.", lower_bound=0
 )
 _MICRO_BATCH = flags.DEFINE_integer(
-    "micro_batch", 4, "Rows of a pass of an update, of logprobs and of agreement.", lower_bound=1
+    "micro_batch", 4, "Rows of a pass of an update, a step, of logprobs and of agreement.", lower_bound=1
 )
 _DATA = flags.DEFINE_string("data", "openai/gsm8k", "Hub name or file with columns `question` and `answer`.")
 _ROLLOUT = flags.DEFINE_multi_string("rollout", [], "FIELD=VALUE of config.rollout, for gvm_jax; may be repeated.")
@@ -66,6 +68,9 @@ _UPDATE = flags.DEFINE_multi_string(
     "update",
     [],
     "remat=NAME, attention=NAME, logprob_chunk=TOKENS or samples_per_row=N of an update, for gvm_jax; may be repeated.",
+)
+_STEP = flags.DEFINE_multi_string(
+    "step", [], "mode=pilot (default) or mode=online, or remat=NAME of a step, for gvm_jax; may be repeated."
 )
 _JSON = flags.DEFINE_string("json", None, "File that takes everything measured.")
 _PYTHON = {
@@ -90,6 +95,15 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
     answers = "question" if TASKS[name] == "engine" else "answer"
     rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
     questions, sizes = [row.problem for row in rows], {"prompts": prompts} if prompts else {}
+    stops = stop_token_ids(tokenizer, model)
+    if name == "step":
+        from configs import default  # not above: only the checkout has it
+
+        asked = default.get_config().data
+        workload = step(
+            tokenizer, questions, [row.answer for row in rows], stops, asked.system_prompt, asked.user_template, **sizes
+        )
+        return workload, [workload.counts]
     if TASKS[name] != "engine":
         given = (gradient_norms, logprobs, update, update_lengths, agreement)
         make = next(function for function in given if function.__name__ == name)
@@ -98,7 +112,6 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
     if name == "prefill":
         workload = prefill(tokenizer, questions, **sizes)
         return workload, [[samples] * len(workload.prompts) for samples in PREFILL_SAMPLES]
-    stops = stop_token_ids(tokenizer, model)
     workload = (
         grouped(tokenizer, questions, **sizes) if name == "grouped" else gsm8k(tokenizer, questions, stops, **sizes)
     )
@@ -141,6 +154,7 @@ def main(argv: list[str]) -> None:
             "rollout": parse_settings("rollout", _ROLLOUT.value),
             "norms": parse_settings("norms", _NORMS.value),
             "update": parse_settings("update", _UPDATE.value),
+            "step": parse_settings("step", _STEP.value),
         }
         about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
     except (BenchmarkError, DataError, ModelError, ValueError) as error:

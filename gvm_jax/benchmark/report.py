@@ -92,12 +92,36 @@ def show(
         for cells in rows:
             table.add_row(*(cells[i] for i in shown))
         table.add_section()
+    phased = [phase_table(comparison) for comparison in comparisons if phases_of(comparison)]
     agreements = [agreement_table(comparison) for comparison in comparisons if comparison.agreement]
-    for shown_table in agreements or [table]:  # agreement is not timed
+    for shown_table in agreements or [table, *phased]:  # agreement is not timed
         console.print(shown_table)
     for engine, said in about.items():
         versions = ", ".join(f"{package} {version}" for package, version in said["versions"].items())
         console.print(f"{engine}: {said['configured']}; {said['device']} ({versions})", soft_wrap=True)
+
+
+def phases_of(comparison: Comparison) -> list[str]:
+    """Names of the phases that engines timed, in their order."""
+    return list(
+        dict.fromkeys(phase for runs in comparison.runs.values() for run in runs for phase in run.get("phases", {}))
+    )
+
+
+def phase_table(comparison: Comparison) -> Table:
+    """Seconds of each phase of a step, and shares of the whole."""
+    phases = phases_of(comparison)
+    table = Table("seconds (share) by phase", *phases, "accepted")
+    for engine, runs in comparison.runs.items():
+        cells = []
+        for phase in phases:
+            known = [
+                (run["phases"][phase], run["phases"][phase] / run["seconds"]) for run in runs if phase in run["phases"]
+            ]
+            seconds, shares = zip(*known, strict=True) if known else ((), ())
+            cells.append(f"{_show(seconds, 2)} ({100 * Spread.of(shares).median:.1f} %)" if known else "")
+        table.add_row(engine, *cells, _show([run["accepted"] for run in runs], 0))
+    return table
 
 
 def agreement_table(comparison: Comparison) -> Table:

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from gvm_jax.data import Row, build_prompts
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -29,6 +31,11 @@ class Workload:
     responses: list[list[int]] = dataclasses.field(default_factory=list)  # one of each prompt; [] = they are drawn
     groups: list[int] = dataclasses.field(default_factory=list)  # of each response, the question's number; [] = its own
     rewards: list[float] = dataclasses.field(default_factory=list)  # of each response; [] = 1
+    questions: list[str] = dataclasses.field(default_factory=list)  # the prompts' texts, of a step
+    golds: list[str] = dataclasses.field(default_factory=list)  # their answers
+    system_prompt: str = ""  # that the prompts were made with
+    user_template: str = ""
+    pilot_samples: int = 0  # of each prompt's `counts`, where a step has pilots
     shifts: list[list[float]] = dataclasses.field(default_factory=list)  # of each token, log π_old - log π; [] = 0
 
     def write(self, file: pathlib.Path, settings: dict) -> None:
@@ -152,6 +159,38 @@ def agreement(
         rewards=[float(i % samples <= i // samples) for i in range(number)],
         shifts=[[0.3 * math.sin(k + i) for k in range(len(response))] for i, response in enumerate(base.responses)],
     )
+
+
+def step(
+    tokenizer: "PreTrainedTokenizerBase",
+    questions: Sequence[str],
+    answers: Sequence[str],
+    stop_ids: Sequence[int],
+    system_prompt: str,
+    user_template: str,
+    prompts: int = 8,
+    samples: int = 8,
+    pilot_samples: int = 4,
+    new_tokens: int = 300,
+) -> Workload:
+    """A training step on the first questions, `samples` of each on average, pilots included.
+
+    The gold answer is what follows the last ####, as in GSM8K.
+    """
+    if len(questions) < prompts:
+        raise ValueError(f"--data holds {len(questions)} questions; workload step takes {prompts}")
+    rows = [
+        Row(question, answer.rpartition("####")[2].strip())
+        for question, answer in zip(questions[:prompts], answers, strict=False)
+    ]
+    made = build_prompts(rows, tokenizer, system_prompt, user_template, max_prompt_tokens=1024)
+    if len(made) < prompts:
+        raise ValueError(f"workload step: of the first {prompts} questions of --data only {len(made)} can be used")
+    return Workload(
+        "step", [list(map(int, tokens)) for tokens in made.tokens], [samples] * prompts, new_tokens, list(stop_ids),
+        _pad_id(tokenizer), questions=[row.problem for row in rows], golds=[row.answer for row in rows],
+        system_prompt=system_prompt, user_template=user_template, pilot_samples=pilot_samples,
+    )  # fmt: skip
 
 
 def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) -> list[int]:

@@ -1,5 +1,6 @@
 """The real engines on the quickstart's model, and the command."""
 
+import dataclasses
 import json
 import pathlib
 import subprocess
@@ -11,7 +12,7 @@ from gvm_jax.benchmark.agreement import ALLOWED, logprob_difference
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.process import ENGINES, BenchmarkError
 from gvm_jax.benchmark.report import describe, show
-from gvm_jax.benchmark.workload import Workload, agreement, gradient_norms, grouped, logprobs, update_lengths
+from gvm_jax.benchmark.workload import Workload, agreement, gradient_norms, grouped, logprobs, step, update_lengths
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
 QUESTIONS = ["12+34+5", "7+8", "99+1+23"]
@@ -23,6 +24,7 @@ SETTINGS = {
     "rollout": {"page_size": 16},
     "norms": {},
     "update": {},
+    "step": {},
 }
 
 
@@ -110,6 +112,44 @@ def test_engines_agree_on_logprobs(tokenizer):
     ours, theirs = (runs[0]["logprobs"] for runs in comparison.runs.values())
     assert [len(row) for row in ours] == [len(response) for response in samples.responses]
     assert logprob_difference(ours, theirs) < 1e-4 and comparison.logprob_difference < 1e-4
+
+
+def given_step(tokenizer):
+    """Sums that the quickstart's model mostly solves, with GSM8K's mark before the answer."""
+    sums = [("3+4", 7), ("2+5+1", 8), ("9+8+7+6", 30), ("1+2+3+4+5+6+7", 28)]
+    questions, answers = [text for text, _ in sums], [f"so #### {total}" for _, total in sums]
+    return dataclasses.replace(
+        step(tokenizer, questions, answers, [16], "", "{problem}", prompts=4, samples=4, pilot_samples=2),
+        max_new_tokens=40,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", ["pilot", "online"])
+def test_a_whole_step_takes_its_budget_and_tells_its_phases(tokenizer, mode, capsys):
+    workload = given_step(tokenizer)
+    engines = {"gvm_jax": (ENGINES / "gvm_jax_step.py", sys.executable)}
+    settings = {**SETTINGS, "step": {"mode": mode}, "micro_batch": 4}
+    about, [comparison] = compare(workload, [workload.counts], engines, 2, settings)
+    for run in comparison.runs["gvm_jax"]:
+        assert len(run["lengths"]) == 16 and 0 < run["accepted"] <= 16
+        counted = sum(seconds for phase, seconds in run["phases"].items() if not phase.startswith("of "))
+        assert counted == pytest.approx(run["seconds"], rel=0.1)
+    assert ("of update: norms, allocation" in run["phases"]) is (mode == "online")
+    assert f"({mode})" in about["gvm_jax"]["configured"]
+    show(workload, about, [comparison])
+    assert "seconds (share) by phase" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_a_whole_step_of_pytorch_has_the_same_parts(tokenizer):
+    pytest.importorskip("torch")
+    workload = given_step(tokenizer)
+    engines = {"hf": (ENGINES / "hf_step.py", sys.executable)}
+    _, [comparison] = compare(workload, [workload.counts], engines, 1, SETTINGS)
+    [run] = comparison.runs["hf"]
+    assert len(run["lengths"]) == 16 and 0 < run["accepted"] <= 16
+    assert list(run["phases"]) == ["rollout", "reward", "allocation", "update"]
 
 
 @pytest.mark.slow

@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 
 def sample_in_batches(
-    prompts: list[list[int]], counts: list[int], size: int, sample: Callable[[list[list[int]]], list[int]]
-) -> list[int]:
-    """Lengths of `counts[i]` responses of prompt i, ordered by prompt, from batches of up to `size` rows.
+    prompts: list[list[int]], counts: list[int], size: int, sample: Callable[[list[list[int]]], list]
+) -> list:
+    """What `sample` finds of `counts[i]` responses of prompt i, ordered by prompt, in batches of up to `size` rows.
 
     A prompt is a row for each of its samples. Rows are sorted by the length of the prompt: the least padding.
 
@@ -14,13 +14,13 @@ def sample_in_batches(
       prompts: token ids.
       counts: responses of each prompt.
       size: rows of a batch.
-      sample: from the prompts of a batch's rows to the lengths of their responses.
+      sample: from the prompts of a batch's rows to their responses, or their lengths.
     """
     rows = [i for i, count in enumerate(counts) for _ in range(count)]
     order = sorted(range(len(rows)), key=lambda row: (len(prompts[rows[row]]), row))
-    lengths = [0] * len(rows)
+    found = [None] * len(rows)
     for begin in range(0, len(rows), size):
         batch = order[begin : begin + size]
-        for row, length in zip(batch, sample([prompts[rows[row]] for row in batch]), strict=True):
-            lengths[row] = length
-    return lengths
+        for row, response in zip(batch, sample([prompts[rows[row]] for row in batch]), strict=True):
+            found[row] = response
+    return found

@@ -1,14 +1,13 @@
 """What a step computes, written out in PyTorch and plain Python: the truth that this project is held against."""
 
-import math
 import pathlib
 
 import torch_device
 from padded import PaddedPolicy
+from paper_allocation import allocate
 from protocol import serve
 
 CLIP_LOW = CLIP_HIGH = 0.2
-ALPHA, BETA = 1e-3, 2.0
 LEARNING_RATE = 0.1  # so large that rounding of the float32 parameters hides no digit of the update
 
 
@@ -44,7 +43,7 @@ class HuggingFaceAgreement:
         return {
             "logprobs": [row.tolist() for row in logprobs],
             "norms": norms,
-            "allocation": self._allocation(norms),
+            "allocation": allocate(norms, [r > 0 for r in workload["rewards"]], workload["groups"], len(norms)),
             "losses": losses,
             "gradient_norms": gradient_norms,
             "tensors": self._update(pathlib.Path(workload["folder"], "hf")),
@@ -56,24 +55,6 @@ class HuggingFaceAgreement:
         weight = self._policy.model.get_input_embeddings().weight
         (gradient,) = self._torch.autograd.grad(-self._policy.logprobs(*batch).sum(), [weight])
         return self._torch.linalg.vector_norm(gradient, dtype=self._torch.float64).item()
-
-    def _allocation(self, norms: list[float]) -> list[int]:
-        """GVM's counts as its authors' code has them, em/stage_2_calc_sample_size.py of github.com/RLHFlow/GVM."""
-        workload, weights = self._workload, []
-        budget, prompts = len(norms), sorted(set(workload["groups"]))
-        for prompt in prompts:
-            mine = [i for i, group in enumerate(workload["groups"]) if group == prompt]
-            accepted = [norms[i] for i in mine if workload["rewards"][i] > 0]
-            rate = len(accepted) / len(mine)
-            mean = sum(accepted) / len(accepted) if accepted else 0.0
-            weights.append(mean / math.sqrt(rate + ALPHA / rate ** (BETA - 1)) if accepted else 0.0)
-        wanted = [weight / sum(weights) * budget for weight in weights]
-        counts = [round(x) for x in wanted]
-        step = 1 if sum(counts) < budget else -1
-        furthest = sorted(range(len(prompts)), key=lambda i: step * (counts[i] - wanted[i]))
-        for i in furthest[: abs(budget - sum(counts))]:
-            counts[i] += step
-        return counts
 
     def _loss(self, name: str, old: list) -> tuple[float, float]:
         """-mean over prompts of the mean over their samples, and its gradient's norm."""

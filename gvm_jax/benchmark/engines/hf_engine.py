@@ -19,12 +19,13 @@ class HuggingFace:
 
         self._device = torch_device.device()
         self._workload, self._torch = workload, torch
-        self._model = AutoModelForCausalLM.from_pretrained(
+        self._prefill_seconds, self._steps = 0.0, 0  # to the first token's logits, and batches' longest rows
+        self.model = AutoModelForCausalLM.from_pretrained(
             workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
         ).eval()
-        self._model.to(self._device)
+        self.model.to(self._device)
         # In place of the folder's: that of an instruct model cuts the distribution and penalises repetitions.
-        self._model.generation_config = GenerationConfig()
+        self.model.generation_config = GenerationConfig()
         self._options = {
             "do_sample": True,
             "temperature": workload["temperature"],
@@ -50,19 +51,18 @@ class HuggingFace:
 
     def _run(self, counts: list[int], seed: int, new_tokens: int) -> dict:
         self._torch.manual_seed(seed)
-        prefill, steps = [], []
+        self._prefill_seconds = self._steps = 0
+        lengths = [len(response) for response in self.sample(counts, new_tokens)]
+        return {"lengths": lengths, "prefill_seconds": self._prefill_seconds, "steps": self._steps}
 
-        def sample(prompts: list[list[int]]) -> list[int]:
-            lengths, seconds, width = self._generate(prompts, new_tokens)
-            prefill.append(seconds)
-            steps.append(width)
-            return lengths
+    def sample(self, counts: list[int], new_tokens: int) -> list[list[int]]:
+        """`counts[i]` responses of prompt i, ordered by prompt, of up to so many tokens, stop token included."""
+        workload = self._workload
+        return sample_in_batches(
+            workload["prompts"], counts, workload["slots"], lambda prompts: self._generate(prompts, new_tokens)
+        )
 
-        lengths = sample_in_batches(self._workload["prompts"], counts, self._workload["slots"], sample)
-        return {"lengths": lengths, "prefill_seconds": sum(prefill), "steps": sum(steps)}
-
-    def _generate(self, prompts: list[list[int]], new_tokens: int) -> tuple[list[int], float, int]:
-        """Lengths of the responses, seconds until the first token's logits, and tokens of the longest row."""
+    def _generate(self, prompts: list[list[int]], new_tokens: int) -> list[list[int]]:
         torch, stops = self._torch, set(self._workload["stop_ids"])
         width, first = max(map(len, prompts)), []
 
@@ -76,16 +76,17 @@ class HuggingFace:
         mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
         begin = time.perf_counter()
         with torch.inference_mode():
-            tokens = self._model.generate(
+            tokens = self.model.generate(
                 input_ids=ids.to(self._device),
                 attention_mask=mask.to(self._device),
                 max_new_tokens=new_tokens,
                 logits_processor=[note_time],
                 **self._options,
             )
+        self._prefill_seconds += first[0] - begin
+        self._steps += tokens.shape[1] - width
         responses = tokens[:, width:].tolist()
-        lengths = [next((i + 1 for i, token in enumerate(row) if token in stops), len(row)) for row in responses]
-        return lengths, first[0] - begin, tokens.shape[1] - width
+        return [row[: next((i + 1 for i, token in enumerate(row) if token in stops), len(row))] for row in responses]
 
 
 if __name__ == "__main__":

@@ -7,15 +7,18 @@ from protocol import serve
 class HuggingFaceNorms:
     """Autograd's gradient of the input embeddings, with every other parameter frozen, at batch 1."""
 
-    def __init__(self, workload: dict):
+    def __init__(self, workload: dict, model=None):
         import torch
         from transformers import AutoModelForCausalLM
 
         self._device = torch_device.device()
         self._workload, self._torch = workload, torch
-        self._model = AutoModelForCausalLM.from_pretrained(
-            workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
-        ).eval()
+        self._model = (
+            model
+            or AutoModelForCausalLM.from_pretrained(
+                workload["model"], dtype=getattr(torch, workload["dtype"]), attn_implementation="sdpa"
+            ).eval()
+        )
         self._model.to(self._device)
         self._weight = self._model.get_input_embeddings().weight
         for parameter in self._model.parameters():
@@ -27,15 +30,15 @@ class HuggingFaceNorms:
 
     def warm_up(self) -> None:
         """A sample: nothing is compiled."""
-        self._norm(self._workload["prompts"][0], self._workload["responses"][0])
+        self.norm(self._workload["prompts"][0], self._workload["responses"][0])
 
     def run(self, counts: list[int], seed: int) -> dict:
         """Each sample is measured once."""
         samples = zip(self._workload["prompts"], self._workload["responses"], strict=True)
-        norms = [self._norm(prompt, response) for prompt, response in samples]
+        norms = [self.norm(prompt, response) for prompt, response in samples]
         return {"norms": norms, "lengths": [len(r) for r in self._workload["responses"]], "prefill_seconds": None}
 
-    def _norm(self, prompt: list[int], response: list[int]) -> float:
+    def norm(self, prompt: list[int], response: list[int]) -> float:
         """‖∂(-Σ log π) / ∂ embed_tokens‖₂ of a response, at temperature 1."""
         torch = self._torch
         ids = torch.tensor([prompt + response], device=self._device)

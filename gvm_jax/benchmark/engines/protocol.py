@@ -28,7 +28,8 @@ class Engine(Protocol):
 
         Returns:
           "lengths": tokens of each response, ordered by prompt, stop token included; "prefill_seconds": of the run,
-          None where it cannot be told apart; and whatever else the engine knows of the run.
+          None where it cannot be told apart; "seconds", where more was done than counts; and whatever else the engine
+          knows of the run.
         """
 
 
@@ -72,9 +73,9 @@ def serve(load: Callable[[dict], Engine], packages: tuple[str, ...], device: Cal
         for line in sys.stdin:
             begin = time.perf_counter()
             result = engine.run(**json.loads(line))
-            seconds = time.perf_counter() - begin
+            result.setdefault("seconds", time.perf_counter() - begin)
             _return_free_memory()  # to the engine whose turn is next
-            reply(seconds=seconds, device_bytes=device()["peak_bytes"], **result)
+            reply(device_bytes=device()["peak_bytes"], **result)
     except Exception as error:
         reply(error=f"{type(error).__name__}: {error}", not_installed=isinstance(error, ImportError))
         raise
