@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()
-    config.rewards.function = "math"  # what a response is graded by: math
+    config.rewards.function = "math"  # what a response is graded by: math | exact (short answers, multiple choice)
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core
     config.rewards.deadline_seconds = 5.0  # a slower answer counts as a timeout and its worker is replaced
     config.rewards.memory_mib = 1024  # what a check may allocate, in MiB; more is an error (on Linux)

@@ -251,7 +251,7 @@ def test_all_problems_are_reported_at_once():
 
 def test_the_nearest_choice_is_named():
     (problem,) = problems(changed(rewards__function="maths"))
-    assert problem.startswith("rewards.function = 'maths': must be 'math'")
+    assert problem.startswith("rewards.function = 'maths': must be 'exact' or 'math'")
     assert problem.endswith("; did you mean 'math'?")
 
 

@@ -6,6 +6,7 @@ from gvm_jax.rewards.domains.domain import Domain
 
 # Their classes, imported when one is asked for: a worker loads what its own domain needs.
 DOMAINS = {
+    "exact": "gvm_jax.rewards.domains.exact:Exact",
     "math": "gvm_jax.rewards.domains.math:Math",
 }
 
