@@ -70,6 +70,7 @@ def get_config() -> ConfigDict:
 
     config.rewards = ConfigDict()
     config.rewards.function = "math"  # what a response is graded by: math | exact (short answers, multiple choice)
+    # | module:function of your own; gvm_jax/rewards/README.md explains them
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core
     config.rewards.deadline_seconds = 5.0  # a slower answer counts as a timeout and its worker is replaced
     config.rewards.memory_mib = 1024  # what a check may allocate, in MiB; more is an error (on Linux)

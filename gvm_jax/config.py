@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from gvm_jax.rewards.domains import DOMAINS
+from gvm_jax.rewards.domains import DOMAINS, is_path
 
 
 class ConfigError(ValueError):
@@ -115,7 +115,11 @@ RULES: dict[str, Rule] = {
     "rollout.attention": _choice("auto", "xla", "tpu", "tpu_shared", "gpu"),
     "rollout.tensor": _integer(at_least=0),
     "rollout.weight_dtype": _choice("compute", "int8"),
-    "rewards.function": _choice(*DOMAINS),
+    "rewards.function": Rule(
+        f"{' or '.join(map(repr, DOMAINS))}, or module:function",
+        lambda value: isinstance(value, str) and (value in DOMAINS or is_path(value)),
+        tuple(DOMAINS),
+    ),
     "rewards.workers": _integer(at_least=0),
     "rewards.deadline_seconds": _number(above=0),
     "rewards.memory_mib": _integer(at_least=1),

@@ -96,7 +96,9 @@ BROKEN = [
     ("rollout__attention", "flash"),
     ("rollout__weight_dtype", "int4"),
     ("rewards__function", "maths"),
-    ("rewards__function", ""),
+    ("rewards__function", "my-rewards:score"),
+    ("rewards__function", ":score"),
+    ("rewards__function", None),
     ("rewards__workers", -1),
     ("rewards__deadline_seconds", 0.0),
     ("rewards__memory_mib", 0),
@@ -249,9 +251,13 @@ def test_all_problems_are_reported_at_once():
     assert [line.split(" = ")[0] for line in lines] == ["rollout.top_p", "steps", "mesh.data"]
 
 
+def test_a_reward_may_be_a_function_of_the_users_own():
+    validate(changed(rewards__function="my_package.rewards:Scorer.score"))
+
+
 def test_the_nearest_choice_is_named():
     (problem,) = problems(changed(rewards__function="maths"))
-    assert problem.startswith("rewards.function = 'maths': must be 'exact' or 'math'")
+    assert problem.startswith("rewards.function = 'maths': must be 'exact' or 'math', or module:function")
     assert problem.endswith("; did you mean 'math'?")
 
 
