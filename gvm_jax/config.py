@@ -87,7 +87,7 @@ RULES: dict[str, Rule] = {
     "data.split": _ANY_TEXT,
     "data.problem_column": _ANY_TEXT,
     "data.answer_column": _ANY_TEXT,
-    "data.answer_from": _choice("", "column", "boxed"),
+    "data.answer_from": _choice("", "column", "list", "boxed"),
     "data.answer_after": _ANY_TEXT,
     "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
     "data.system_prompt": _ANY_TEXT,

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
-from gvm_jax.rewards.domains import make_domain
+from gvm_jax.rewards.domains import Limits, make_domain
 from gvm_jax.rewards.processes import WorkerPool
 from gvm_jax.rewards.verdicts import ACCEPTED, FAILURES, REJECTED, Status, Verdict, VerifierFailure
 
@@ -71,8 +71,12 @@ class Grader(contextlib.AbstractContextManager):
             raise ValueError(f"rewards.max_failure_rate = {max_failure_rate}: must be in [0, 1]")
         self._deadline_seconds = deadline_seconds
         self._max_failure_rate = max_failure_rate
-        self._domain = make_domain(function)
-        self._pool = WorkerPool(workers or _cpu_cores(), deadline_seconds, memory_mib, self._domain.start)
+        self._domain = domain = make_domain(function, Limits(deadline_seconds, memory_mib))
+        try:
+            self._pool = WorkerPool(workers or _cpu_cores(), domain.worker_seconds, memory_mib, domain.start)
+        except BaseException:
+            domain.close()
+            raise
 
     def __exit__(self, *_) -> None:
         """Closes the grader."""
@@ -81,6 +85,7 @@ class Grader(contextlib.AbstractContextManager):
     def close(self) -> None:
         """Ends the workers; verdicts still to come are cancelled."""
         self._pool.close()
+        self._domain.close()
 
     def submit(self, text: str, gold: str) -> PendingVerdict:
         """Starts the grading of one response and returns at once.

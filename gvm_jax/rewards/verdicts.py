@@ -9,6 +9,7 @@ class Status(enum.Enum):
 
     CORRECT = "correct"  # accepted: the score is above 0
     WRONG = "wrong"  # rejected
+    SLOW = "slow"  # rejected: the response is a program that did not end in time
     NO_ANSWER = "no_answer"  # the response has no answer, or an empty one
     TIMEOUT = "timeout"  # the verifier missed the deadline
     ERROR = "error"  # the verifier raised, or its process died

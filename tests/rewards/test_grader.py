@@ -166,7 +166,7 @@ def test_parses_tells_which_references_the_verifier_reads(grader):
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ({"function": "maths"}, "rewards.function = 'maths': must be one of math"),
+        ({"function": "maths"}, "rewards.function = 'maths': must be one of exact, math, python_tests, or"),
         ({"workers": -1}, "rewards.workers = -1"),
         ({"deadline_seconds": 0.0}, "rewards.deadline_seconds = 0.0"),
         ({"memory_mib": 0}, "rewards.memory_mib = 0"),

@@ -1,10 +1,20 @@
 """What makes up a domain. Nothing here may import jax."""
 
 import abc
+import dataclasses
+from typing import NamedTuple
 
 from gvm_jax.rewards.verdicts import Grade
 
 
+class Limits(NamedTuple):
+    """What one check may take."""
+
+    deadline_seconds: float
+    memory_mib: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Domain(abc.ABC):
     """What the answer of a response is, and how one is checked against a reference.
 
@@ -12,6 +22,13 @@ class Domain(abc.ABC):
     in a worker process under a deadline and a limit of memory, and may raise, hang or die: that costs its own answer
     alone. A domain goes to the workers by pickle.
     """
+
+    limits: Limits
+
+    @property
+    def worker_seconds(self) -> float:
+        """After so long a worker that is not done with a check is given up, and replaced."""
+        return self.limits.deadline_seconds
 
     @abc.abstractmethod
     def answer(self, text: str) -> str | None:
@@ -27,6 +44,10 @@ class Domain(abc.ABC):
 
     def start(self) -> None:
         """Makes a fresh worker ready, or raises what a person must mend first."""
+        return
+
+    def close(self) -> None:
+        """In the process of the run, when the workers have ended."""
         return
 
     def parses(self, reference: str) -> bool:
