@@ -1,0 +1,60 @@
+"""Rewards other than mathematics, each on a few prompts: short answers, programs, and a function of one's own.
+
+    tpu_scripts/train.sh --config=configs/domains.py:python_tests --workdir=runs/programs
+
+Arguments: `python_tests` (default; programs that their row's tests check), `exact` (short answers and multiple choice),
+`function` (sentences, graded by configs/domains_data/sentences.py). Each has 24 rows to train on and 8 held out in
+configs/domains_data/. They show how a data set, the prompts and a reward go together; they are too few to learn much
+from.
+"""
+
+import pathlib
+
+from configs import default
+
+DATA = pathlib.Path(__file__).resolve().parent / "domains_data"
+
+
+def get_config(arg: str = "python_tests"):
+    """`arg`: python_tests | exact | function."""
+    config = default.get_config()
+    config.steps = 10
+    config.prompts_per_step = 8
+    config.rollouts_per_step = 64
+    config.model.path = "Qwen/Qwen2.5-Coder-0.5B-Instruct"
+    config.data.max_prompt_tokens = 256
+    config.data.path, config.evaluation.path = (str(DATA / f"{arg}_{split}.jsonl") for split in ("train", "test"))
+    config.evaluation.every = 5
+    config.rollout.max_new_tokens = 192
+    config.rollout.slots = 32
+    config.rollout.page_size = 32
+    config.optimizer.updates_per_step = 1
+    config.optimizer.micro_batch = 4
+    config.journal.samples = 64
+    DOMAINS[arg](config)
+    return config
+
+
+def _python_tests(config) -> None:
+    config.rewards.function = "python_tests"
+    config.data.answer_column = "tests"
+    config.data.answer_from = "list"  # of tests, which must all pass
+    config.data.system_prompt = "Answer with one Python code block that defines the function, and nothing else."
+    config.data.user_template = "{problem}"
+
+
+def _exact(config) -> None:
+    config.rewards.function = "exact"
+    config.data.system_prompt = "Answer in one short sentence that ends with: The answer is ANSWER."
+    config.data.user_template = '{problem}\nEnd with "The answer is" and the letter of a choice, or a word or two.'
+    config.rollout.max_new_tokens = 96
+
+
+def _function(config) -> None:
+    config.rewards.function = "configs.domains_data.sentences:score"
+    config.data.system_prompt = ""
+    config.data.user_template = "{problem}"
+    config.rollout.max_new_tokens = 48
+
+
+DOMAINS = {"python_tests": _python_tests, "exact": _exact, "function": _function}
