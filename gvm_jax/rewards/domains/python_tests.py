@@ -11,6 +11,7 @@ from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.sandbox.run import Outcome, remove, run
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade, Status
 
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 _TAGS = ("python", "py", "python3")
 _SPARE_SECONDS = 10.0  # of a worker, beyond the program's: to start, to end and to remove its folder
 _ATTEMPTS = """
@@ -99,11 +100,18 @@ class PythonTests(Domain):
         return {"passed": ACCEPTED, "failed": REJECTED, "slow": (0.0, Status.SLOW)}[outcome.verdict]
 
     def parses(self, reference: str) -> bool:
-        """Whether it is Python that uses names which a program must define."""
+        """Whether it is Python that does more than define, with the standard library and names of a program."""
         try:
-            return bool(free_names(reference))
+            tree = ast.parse(reference)
         except (SyntaxError, ValueError):
             return False
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        return (
+            {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+            and not all(isinstance(node, _DEFINITIONS) for node in tree.body)
+            and bool(free_names(reference))
+        )
 
     def close(self) -> None:
         """Removes the folder."""
