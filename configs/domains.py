@@ -2,7 +2,7 @@
 
     tpu_scripts/train.sh --config=configs/domains.py:python_tests --workdir=runs/programs
 
-Arguments: `python_tests` (default; programs that their row's tests check), `exact` (short answers and multiple choice),
+Arguments: `python_tests` (programs that their row's tests check), `exact` (short answers and multiple choice),
 `function` (sentences, graded by configs/domains_data/sentences.py). Each has 24 rows to train on and 8 held out in
 configs/domains_data/. They show how a data set, the prompts and a reward go together; they are too few to learn much
 from.
@@ -11,12 +11,15 @@ from.
 import pathlib
 
 from configs import default
+from gvm_jax.config import ConfigError
 
 DATA = pathlib.Path(__file__).resolve().parent / "domains_data"
 
 
-def get_config(arg: str = "python_tests"):
+def get_config(arg: str = ""):
     """`arg`: python_tests | exact | function."""
+    if arg not in DOMAINS:
+        raise ConfigError(f"argument {arg!r} of the config file: must be one of {', '.join(DOMAINS)}")
     config = default.get_config()
     config.steps = 10
     config.prompts_per_step = 8
@@ -39,7 +42,7 @@ def _python_tests(config) -> None:
     config.rewards.function = "python_tests"
     config.data.answer_column = "tests"
     config.data.answer_from = "list"  # of tests, which must all pass
-    config.data.system_prompt = "Answer with one Python code block that defines the function, and nothing else."
+    config.data.system_prompt = "Answer with one Python code block: the function, without comments and examples."
     config.data.user_template = "{problem}"
 
 
