@@ -6,6 +6,7 @@ import dataclasses
 import sys
 import tempfile
 import textwrap
+from typing import NamedTuple
 
 from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.sandbox.run import Outcome, remove, run
@@ -110,7 +111,7 @@ class PythonTests(Domain):
         return (
             {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
             and not all(isinstance(node, _DEFINITIONS) for node in tree.body)
-            and bool(free_names(reference))
+            and bool(needs_of(reference).names)
         )
 
     def close(self) -> None:
@@ -118,7 +119,9 @@ class PythonTests(Domain):
         remove(self.root)
 
     def _run(self, program: str, tests: str, seconds: float) -> Outcome:
-        return run(program, tests, free_names(tests), self.root, seconds, self.limits.memory_mib * 2**20)
+        needs = needs_of(tests)
+        tests = "".join(f"import {module}\n" for module in needs.modules) + tests
+        return run(program, tests, needs.names, self.root, seconds, self.limits.memory_mib * 2**20)
 
 
 def last_program(text: str) -> str | None:
@@ -144,16 +147,31 @@ def last_program(text: str) -> str | None:
     return unmarked if marked is None else marked
 
 
-def free_names(tests: str) -> list[str]:
-    """Names that the tests use, and neither they nor Python define: what they ask of a program.
+class Needs(NamedTuple):
+    """What tests use and do not define."""
+
+    names: list[str]  # the program must
+    modules: list[str]  # of the standard library: the tests get them, imported by the program or not
+
+
+def needs_of(tests: str) -> Needs:
+    """Names that the tests use, and neither they nor Python define.
+
+    One of the standard library's modules that is used for its attributes alone, `math.isclose`, is that module: what a
+    program calls so could say that everything is close.
 
     Raises:
         SyntaxError, ValueError: the text is no Python.
     """
     used, bound = set(), set(dir(builtins))
-    for node in ast.walk(ast.parse(tests)):
+    tree = ast.parse(tests)
+    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    bare = set()
+    for node in ast.walk(tree):
         if isinstance(node, ast.Name):
             (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            if id(node) not in bases:
+                bare.add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
             bound.add(node.name)
         elif isinstance(node, ast.arg):
@@ -162,4 +180,6 @@ def free_names(tests: str) -> list[str]:
             bound.add((node.asname or node.name).partition(".")[0])
         elif isinstance(node, ast.ExceptHandler) and node.name:
             bound.add(node.name)
-    return sorted(used - bound)
+    free = used - bound
+    modules = (free - bare) & sys.stdlib_module_names
+    return Needs(sorted(free - modules), sorted(modules))

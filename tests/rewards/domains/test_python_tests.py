@@ -9,7 +9,7 @@ import pytest
 
 from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure, worker
 from gvm_jax.rewards.domains import Limits, python_tests
-from gvm_jax.rewards.domains.python_tests import free_names, last_program
+from gvm_jax.rewards.domains.python_tests import Needs, last_program, needs_of
 from gvm_jax.rewards.sandbox import run
 
 DEADLINE = 1.0
@@ -68,19 +68,21 @@ def test_long_texts_take_linear_time():
 
 
 @pytest.mark.parametrize(
-    ("tests", "names"),
+    ("tests", "names", "modules"),
     [
-        (TESTS, ["add"]),
-        ("import math\nassert math.isclose(area(2), 4)", ["area"]),
-        ("def check(candidate):\n    assert candidate(1) == 1\ncheck(f)", ["f"]),
-        ("for i, (a, b) in enumerate(CASES):\n    assert f(a) == b, i", ["CASES", "f"]),
-        ("try:\n    f(1)\nexcept ValueError as error:\n    assert str(error)", ["f"]),
-        ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"]),
-        ("assert sum([1, 2]) == 3", []),
+        (TESTS, ["add"], []),
+        ("import math\nassert math.isclose(area(2), 4)", ["area"], []),
+        ("assert math.isclose(area(2), 4)", ["area"], ["math"]),
+        ("assert copy([1]) == [1] and copy.__name__", ["copy"], []),
+        ("def check(candidate):\n    assert candidate(1) == 1\ncheck(f)", ["f"], []),
+        ("for i, (a, b) in enumerate(CASES):\n    assert f(a) == b, i", ["CASES", "f"], []),
+        ("try:\n    f(1)\nexcept ValueError as error:\n    assert str(error)", ["f"], []),
+        ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"], []),
+        ("assert sum([1, 2]) == 3", [], []),
     ],
 )
-def test_names_that_tests_ask_a_program_for(tests, names):
-    assert free_names(tests) == names
+def test_names_that_tests_ask_a_program_for(tests, names, modules):
+    assert needs_of(tests) == Needs(names, modules)
 
 
 def test_programs_are_graded_by_all_tests(grader):
@@ -93,6 +95,14 @@ def test_programs_are_graded_by_all_tests(grader):
         Verdict(0.0, Status.SLOW, "while True: pass"),
         Verdict(0.0, Status.NO_ANSWER, ""),
     ]
+
+
+def test_a_module_of_the_tests_is_not_the_programs(grader):
+    program = "class math:\n    def isclose(*_): return True\ndef area(x): return 0"
+    tests = "assert math.isclose(area(2), 4)"
+    right = "def area(x): return x * x"
+    verdicts = grader.grade([fenced(program), fenced(right)], [tests] * 2)
+    assert [verdict.status for verdict in verdicts] == [Status.WRONG, Status.CORRECT]
 
 
 def test_programs_that_misbehave_are_no_failure_of_the_verifier(grader):

@@ -12,7 +12,7 @@ import time
 import psutil
 import pytest
 
-from gvm_jax.rewards.domains.python_tests import free_names
+from gvm_jax.rewards.domains.python_tests import needs_of
 from gvm_jax.rewards.sandbox import run as run_module
 from gvm_jax.rewards.sandbox.run import Unprotected, run
 from tests.test_train import ROOT
@@ -47,7 +47,7 @@ def sessions() -> set[int]:
 
 
 def outcome(root, program, tests, seconds=10.0):
-    return run(program, tests, free_names(tests), str(root), seconds, MEMORY_BYTES)
+    return run(program, tests, needs_of(tests).names, str(root), seconds, MEMORY_BYTES)
 
 
 RIGHT = [
@@ -128,6 +128,10 @@ WRONG = {
     "another len": ("import builtins\nbuiltins.len = lambda x: 3\nlen = builtins.len\ndef f(x): return []",
         "assert len(f(1)) == 3"),
     "another abs": ("def abs(x): return 0\ndef f(x): return 9", "assert abs(f(1) - 1) < 0.5"),
+    "names that were not asked for": (
+        "import __main__\n__main__.Program.present = lambda self, names: [*names, 'abs', '__builtins__']\n"
+        "__main__.Program.value = lambda self, name: self._names.get(name, lambda x: 0)\ndef f(x): return 9",
+        "assert abs(f(1) - 1) < 0.5"),
     "another assertion": ("import builtins\nbuiltins.AssertionError = int\ndef f(x): return 0", "assert f(1) == 1"),
     "an end of a loop": ("def f(x): raise StopIteration", "assert all(map(lambda x: f(x) == x, [1, 2]))"),
     "the frames": (
