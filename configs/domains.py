@@ -6,6 +6,10 @@ Arguments: `python_tests` (programs that their row's tests check), `exact` (shor
 `function` (sentences, graded by configs/domains_data/sentences.py). Each has 24 rows to train on and 8 held out in
 configs/domains_data/. They show how a data set, the prompts and a reward go together; they are too few to learn much
 from.
+
+Memory: about 12 GB, as for configs/qwen25_0p5b_gsm8k.py. The model starts with accept rates of 0.75 (held-out
+programs), 0.06 (short answers; it forgets the form that is asked for) and 0.13 (sentences). Half of the samples,
+`--config.rollouts_per_step=32`, are a step of half a minute to two minutes on 2 CPU cores.
 """
 
 import pathlib
@@ -48,9 +52,11 @@ def _python_tests(config) -> None:
 
 def _exact(config) -> None:
     config.rewards.function = "exact"
-    config.data.system_prompt = "Answer in one short sentence that ends with: The answer is ANSWER."
-    config.data.user_template = '{problem}\nEnd with "The answer is" and the letter of a choice, or a word or two.'
-    config.rollout.max_new_tokens = 96
+    config.data.system_prompt = (
+        'Reply in one line: "The answer is C." to a question with choices, "The answer is London." to one without.'
+    )
+    config.data.user_template = "{problem}"
+    config.rollout.max_new_tokens = 64
 
 
 def _function(config) -> None:

@@ -1,4 +1,4 @@
-"""A reward of one's own: is the response one sentence of so many words that has a certain word in it?"""
+"""A reward of one's own: is the response one sentence of so many words that has a certain one among them?"""
 
 import re
 
@@ -8,7 +8,7 @@ def score(texts: list[str], references: list[str]) -> list[tuple[float, str]]:
 
     Args:
         texts: responses.
-        references: of each, the number of words and the word, as "7 river".
+        references: of each, the least and the greatest number of words, and the word, as "5 8 river".
 
     Returns:
         (score, status) of each. A score above 0 means that the response is accepted: it is 1 here, or 0.
@@ -16,11 +16,12 @@ def score(texts: list[str], references: list[str]) -> list[tuple[float, str]]:
     return [_grade(text.strip(), *reference.split()) for text, reference in zip(texts, references, strict=True)]
 
 
-def _grade(text: str, number: str, word: str) -> tuple[float, str]:
+def _grade(text: str, least: str, most: str, word: str) -> tuple[float, str]:
     if not text:
         return 0.0, "no_answer"
     words = re.findall(r"[\w'’-]+", text.lower())
     ends = len(re.findall(r"[.!?]+(?=\s|$)", text))
     repeats = len(words) - len(set(words))  # "river river river river river." is no sentence
-    is_right = len(words) == int(number) and word in words and ends == 1 and text[-1] in ".!?" and repeats <= 1
+    is_sentence = ends == 1 and text[-1] in ".!?" and repeats <= 1
+    is_right = is_sentence and int(least) <= len(words) <= int(most) and word in words
     return (1.0, "correct") if is_right else (0.0, "wrong")

@@ -49,7 +49,7 @@ class Grader(contextlib.AbstractContextManager):
     alone. For use from one thread. The arguments are the fields of the config's section `rewards`.
 
     Args:
-        function: the domain, a name of `DOMAINS`.
+        function: the domain, a name of `DOMAINS` or `module:function`.
         workers: processes; 0 = one per CPU core of this process.
         deadline_seconds: time for one answer, counted from when a worker takes it up.
         memory_mib: what a worker may allocate beyond what it holds when it is ready, in MiB.

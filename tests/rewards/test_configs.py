@@ -7,7 +7,7 @@ from configs.domains_data import sentences
 from gvm_jax.config import validate
 from gvm_jax.data import load_config_rows
 from gvm_jax.rewards import Grader
-from gvm_jax.rewards.domains.python_tests import free_names
+from gvm_jax.rewards.domains.python_tests import needs_of
 
 SOLUTIONS = """
 def double(x): return x + x
@@ -66,7 +66,7 @@ def rows_of(argument):
         (
             "python_tests",
             lambda tests: f"```python{SOLUTIONS}```",
-            lambda tests: f"```python\ndef {free_names(tests)[0]}(*arguments): return None\n```",
+            lambda tests: f"```python\ndef {needs_of(tests).names[0]}(*arguments): return None\n```",
         ),
     ],
 )
@@ -84,11 +84,12 @@ def test_right_answers_score_and_others_do_not(argument, right, wrong):
 def test_sentences_are_graded_by_length_and_word():
     config, rows = rows_of("function")
     for row in rows:
-        number, word = row.answer.split()
-        assert f'exactly {number} words that contains the word "{word}"' in row.problem
-    right = ["The river runs all night.", "A river's bank: one RIVER!"]
+        least, most, word = row.answer.split()
+        assert f'{least} to {most} words that contains the word "{word}"' in row.problem
+    right = ["The river runs all night.", "A river's bank: one RIVER!", "We saw the river."]
     wrong = ["The river runs.", "The water runs all night.", "The river runs all night", "The river runs. All night."]
-    wrong += ["river river river river river.", "", "The rivers run all night."]
-    assert [score for score, _ in sentences.score(right + wrong, ["5 river"] * 9)] == [1.0] * 2 + [0.0] * 7
+    wrong += ["river river river river river.", "", "The rivers run all night.", "We saw the long river last night."]
+    references = ["4 6 river"] * (len(right) + len(wrong))
+    assert [score for score, _ in sentences.score(right + wrong, references)] == [1.0] * 3 + [0.0] * 8
     with Grader(**config.rewards.to_dict() | {"workers": 1, "max_failure_rate": 0.0}) as grader:
-        assert [verdict.score for verdict in grader.grade(right, ["5 river"] * 2)] == [1.0, 1.0]
+        assert [verdict.score for verdict in grader.grade(right, references[:3])] == [1.0] * 3
