@@ -36,7 +36,9 @@ def get_config() -> ConfigDict:
     config.data.split = ""  # split to train on; "" = train
     config.data.problem_column = ""  # column with the problem (text or chat; a.b is b inside of a); "" = problem
     config.data.answer_column = ""  # column with the reference answer; "" = answer
-    config.data.answer_from = ""  # column: all of it | boxed: the last \boxed{} in it; "" = column
+    config.data.answer_from = (
+        ""  # column | list: all its texts, a line each | boxed: the last \boxed{} in it; "" = column
+    )
     config.data.answer_after = ""  # keep only the answer's text after the last such mark ("####" for GSM8K)
     config.data.exclude = ()  # data sets, named as evaluation.path is, whose problems are left out of training
     config.data.system_prompt = "Please reason step by step, and put your final answer within \\boxed{}."
@@ -71,8 +73,14 @@ def get_config() -> ConfigDict:
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()
+    # What a response is graded by: math | exact (short answers, multiple choice) | python_tests (programs, by the tests
+    # of their row) | module:function of your own; gvm_jax/rewards/README.md explains them.
+    config.rewards.function = "math"
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core
-    config.rewards.deadline_seconds = 5.0  # a slower answer counts as a timeout and its worker is replaced
+    config.rewards.deadline_seconds = (
+        5.0  # a slower check counts as a timeout and its worker is replaced; a program is "slow"
+    )
+    config.rewards.memory_mib = 1024  # what a check, or a program, may allocate, in MiB (on Linux)
     config.rewards.max_failure_rate = 0.2  # verifier errors and timeouts per rollout above which the run stops
 
     config.allocation = ConfigDict()

@@ -12,16 +12,19 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from gvm_jax.rewards.domains import DOMAINS, is_path
+
 
 class ConfigError(ValueError):
     """A config that cannot be run; the message names each field, what it holds and what it may hold."""
 
 
 class Rule(NamedTuple):
-    """What one field may hold, in words and as a test."""
+    """What one field may hold, in words and as a test; with choices, the nearest one is named where none is held."""
 
     allowed: str
     holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
 
 
 def _integer(at_least: int, at_most: float = math.inf) -> Rule:
@@ -40,7 +43,7 @@ def _number(above: float = -math.inf, at_least: float = -math.inf, below: float 
 
 
 def _choice(*choices: str) -> Rule:
-    return Rule(" or ".join(map(repr, choices)), lambda value: value in choices)
+    return Rule(" or ".join(map(repr, choices)), lambda value: value in choices, choices)
 
 
 def _text(allowed: str, holds: Callable[[str], bool] = bool) -> Rule:
@@ -85,7 +88,7 @@ RULES: dict[str, Rule] = {
     "data.split": _ANY_TEXT,
     "data.problem_column": _ANY_TEXT,
     "data.answer_column": _ANY_TEXT,
-    "data.answer_from": _choice("", "column", "boxed"),
+    "data.answer_from": _choice("", "column", "list", "boxed"),
     "data.answer_after": _ANY_TEXT,
     "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
     "data.system_prompt": _ANY_TEXT,
@@ -113,8 +116,14 @@ RULES: dict[str, Rule] = {
     "rollout.attention": _choice("auto", "xla", "tpu", "tpu_shared", "gpu"),
     "rollout.tensor": _integer(at_least=0),
     "rollout.weight_dtype": _choice("compute", "int8"),
+    "rewards.function": Rule(
+        f"{' or '.join(map(repr, DOMAINS))}, or module:function",
+        lambda value: isinstance(value, str) and (value in DOMAINS or is_path(value)),
+        tuple(DOMAINS),
+    ),
     "rewards.workers": _integer(at_least=0),
     "rewards.deadline_seconds": _number(above=0),
+    "rewards.memory_mib": _integer(at_least=1),
     "rewards.max_failure_rate": _number(at_least=0, at_most=1),
     "allocation.strategy": _NAME,  # the registry in allocation/strategies knows the names
     "allocation.mode": _choice("online", "pilot"),
@@ -320,7 +329,9 @@ def validate(config: ConfigDict) -> None:
         if name not in RULES:
             broken[name] = f"{name} = {value!r}: unknown field; {hint(name)}"
         elif not RULES[name].holds(value):
-            broken[name] = f"{name} = {value!r}: must be {RULES[name].allowed}"
+            near = difflib.get_close_matches(str(value), RULES[name].choices, n=1)
+            meant = f"; did you mean {near[0]!r}?" if near else ""
+            broken[name] = f"{name} = {value!r}: must be {RULES[name].allowed}{meant}"
     across = [
         problem
         for rule, names in _CROSS_RULES.items()

@@ -119,6 +119,7 @@ def common_settings(sampler: Sampler) -> dict[str, Any]:
     fields = {
         "data": (*PROMPT_FIELDS, "max_prompt_tokens"),
         "evaluation": ("samples", "temperature"),
+        "rewards": ("function",),
         "rollout": ("max_new_tokens", "top_p", "top_k", "stop_tokens", "weight_dtype"),
     }
     chosen = {section: {name: config[section][name] for name in names} for section, names in fields.items()}

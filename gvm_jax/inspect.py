@@ -15,7 +15,7 @@ from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError, build_prompts, load_config_rows, load_tokenizer
 from gvm_jax.data.prompts import TOO_LONG, UNREADABLE
-from gvm_jax.rewards import MathGrader
+from gvm_jax.rewards import Grader, VerifierFailure
 
 PERCENTILES = (0, 50, 90, 99, 100)
 
@@ -35,6 +35,7 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
 
     Raises:
       ConfigError, DataError: bad input, or no such row.
+      VerifierFailure: the verifier cannot start.
     """
     validate(config)
     data, limit, path = config.data, config.data.max_prompt_tokens, config[section].path
@@ -48,7 +49,7 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
         [row._replace(dropped="") for row in rows], tokenizer, data.system_prompt, data.user_template, sys.maxsize
     )
     lengths = np.array([len(tokens) for tokens in whole.tokens])
-    with MathGrader(config.rewards.workers, config.rewards.deadline_seconds, config.rewards.max_failure_rate) as grader:
+    with Grader(**config.rewards) as grader:
         readable = grader.parses([row.answer for row in rows])
     reasons = [
         row.dropped or (TOO_LONG if length > limit else "" if reads else UNREADABLE)
@@ -81,7 +82,7 @@ def main() -> None:
         if not config[section].path:
             raise ConfigError(f"{section}.path is empty; name a data set with --config.{section}.path=")
         print(*inspect(config, section, _ROW.value, _ROWS.value), sep="\n")
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, VerifierFailure) as error:
         sys.exit(f"error: {error}")
 
 

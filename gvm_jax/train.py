@@ -103,7 +103,10 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, 
 def next_command(config_path: str, given_workdir: str | None) -> str:
     """What to run now: the same config with or without variance-minimising counts, or a report of both once it was."""
     path, _, argument = config_path.partition(":")
-    other = {"raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}.get(argument, "raft")
+    others = {"": "raft", "gvm_raft": "raft", "raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}
+    if argument not in others:  # a config of its own kind
+        return f"{sys.executable} -m gvm_jax.report {given_workdir or f'runs/{command.name_of(config_path)}'}"
+    other = others[argument]
     if given_workdir:
         given_workdir = given_workdir.rstrip("/")
         workdir, base = f"{given_workdir}-{other}", given_workdir.removesuffix(f"-{argument}")

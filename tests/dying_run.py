@@ -12,7 +12,7 @@ import threading
 from orbax.checkpoint import CheckpointManager
 
 from gvm_jax import command, train
-from gvm_jax.rewards import MathGrader
+from gvm_jax.rewards import Grader
 from gvm_jax.rollout.policy import Sampling
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.metrics import MetricsWriter
@@ -38,7 +38,7 @@ def die_soon(*_, **__):
 # Where, the method, and what it does instead of its work.
 MOMENTS = {
     "rollout": (Sampling, "advance", die),
-    "grading": (MathGrader, "collect", die),
+    "grading": (Grader, "collect", die),
     "evaluation": (Run, "evaluate", die),
     "update": (Run, "update", die),
     "during the update": (Run, "update", die_soon),

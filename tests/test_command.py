@@ -180,6 +180,7 @@ def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
     assert next_command("configs/q.py:grpo", None) == start + "gvm_grpo --config.steps=3"
     run("runs/q-gvm_grpo")
     assert next_command("configs/q.py:grpo", None).endswith("report runs/q-gvm_grpo runs/q-grpo")
+    assert next_command("configs/q.py:exact", None).endswith("report runs/q-exact")
     run("x")
     assert next_command("configs/q.py:raft", "x-raft").endswith("report x x-raft")
 

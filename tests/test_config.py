@@ -96,8 +96,13 @@ BROKEN = [
     ("rollout__tensor", -1),
     ("rollout__attention", "flash"),
     ("rollout__weight_dtype", "int4"),
+    ("rewards__function", "maths"),
+    ("rewards__function", "my-rewards:score"),
+    ("rewards__function", ":score"),
+    ("rewards__function", None),
     ("rewards__workers", -1),
     ("rewards__deadline_seconds", 0.0),
+    ("rewards__memory_mib", 0),
     ("rewards__max_failure_rate", 1.5),
     ("allocation__strategy", ""),
     ("allocation__mode", "offline"),
@@ -167,7 +172,7 @@ BROKEN = [
 def test_a_value_out_of_its_rule_is_refused_by_name(name, value):
     field = name.replace("__", ".")
     (problem,) = problems(changed(**{name: value}))
-    assert problem == f"{field} = {value!r}: must be {RULES[field].allowed}"
+    assert problem.partition("; did you mean ")[0] == f"{field} = {value!r}: must be {RULES[field].allowed}"
 
 
 def test_every_rule_has_a_value_that_breaks_it():
@@ -245,6 +250,18 @@ def test_grpo_does_not_weigh_accepted_samples_only():
 def test_all_problems_are_reported_at_once():
     lines = problems(changed(steps=0, rollout__top_p=2.0, mesh__fsdp=-1))
     assert [line.split(" = ")[0] for line in lines] == ["rollout.top_p", "steps", "mesh.data"]
+
+
+def test_a_reward_may_be_a_function_of_the_users_own():
+    validate(changed(rewards__function="my_package.rewards:Scorer.score"))
+
+
+def test_the_nearest_choice_is_named():
+    (problem,) = problems(changed(rewards__function="maths"))
+    assert problem.startswith(
+        "rewards.function = 'maths': must be 'exact' or 'math' or 'python_tests', or module:function"
+    )
+    assert problem.endswith("; did you mean 'math'?")
 
 
 def test_unknown_and_missing_fields_are_reported():

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "gvm_jax"
-LAYER = {"config": 0, "runtime": 1, "models": 2, "rollout": 3, "rewards": 2, "allocation": 3, "data": 3}
-LAYER |= {"training": 4, "lab": 5, "planning": 5, "evaluation": 5, "command": 5}
+LAYER = {"rewards": 0, "config": 1, "runtime": 2, "models": 3, "rollout": 4, "allocation": 4, "data": 4}
+LAYER |= {"training": 5, "lab": 6, "planning": 6, "evaluation": 6, "command": 6}
 ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare", "plan", "evaluate", "inspect"}
 ENTRY_POINTS |= {"__main__"}
 

@@ -52,8 +52,8 @@ def load_rows(
         lists (`messages.0.content`). A column that has the whole name is taken first.
       answer_column: column with the reference answer, likewise.
       answer_after: keep the answer's text after the last such mark ("####" for GSM8K); "" = all of it.
-      answer_from: "column" = that is the answer; "boxed" = its last `\boxed{...}` is. A row without one is marked
-        as dropped, and one without a text is an error.
+      answer_from: "column" = that is the answer; "list" = of a list all texts are, a line each; "boxed" = its last
+        `\boxed{...}` is. A row without one is marked as dropped, and one without a text is an error.
       section: config section that names the data set, for error messages: "data" or "evaluation".
 
     Raises:
@@ -77,7 +77,7 @@ def load_rows(
     for number, record in enumerate(table):
         try:
             problem = _problem_text(_value(record, problem_column))
-            answer = _answer_text(_value(record, answer_column), answer_after)
+            answer = _answer_text(_value(record, answer_column), answer_after, whole_list=answer_from == "list")
         except DataError as error:
             raise DataError(
                 f"{where}, row {number} (counted from 0): {error}. Fix or remove the row: {_shorten(record)}"
@@ -217,9 +217,12 @@ def _problem_text(value: object) -> str:
     return value
 
 
-def _answer_text(value: object, answer_after: str) -> str:
+def _answer_text(value: object, answer_after: str, whole_list: bool) -> str:
     if isinstance(value, list | tuple) and value:
-        value = value[0]
+        if whole_list and all(isinstance(item, str) for item in value):
+            value = "\n".join(value)
+        else:
+            value = value if whole_list else value[0]
     if isinstance(value, int) and not isinstance(value, bool):
         text = str(value)
     elif isinstance(value, float) and math.isfinite(value):

@@ -9,14 +9,13 @@ from jaxtyping import Int
 
 from gvm_jax.data import PromptSet
 from gvm_jax.evaluation.store import Key, SampleStore
-from gvm_jax.rewards import Status, Verdict
+from gvm_jax.rewards import FAILURES, Status, Verdict
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.runtime import processes
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.progress import SampleProgress
 from gvm_jax.training.sampler import Answer, Sampler
 
-FAILED = (Status.TIMEOUT.value, Status.ERROR.value)
 ROUND = 64  # samples that a slot decodes, on average, between two moments at which all samples have ended
 
 
@@ -44,7 +43,7 @@ def draw(
     known = store.load()
     _all_here()  # none writes while others read
     with store:
-        failed = [record for record in known.values() if record["status"] in FAILED]
+        failed = [record for record in known.values() if Status(record["status"]) in FAILURES]
         for record in failed[jax.process_index() :: jax.process_count()]:
             verdict = sampler.grader.submit(record["response"], record["gold"]).result()
             store.write(record | _grade(verdict))

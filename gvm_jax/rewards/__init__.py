@@ -1,10 +1,14 @@
-"""Rewards: the final answer of a response, verified against the reference answer."""
+"""Rewards: what a response says, checked against a reference by the rules of a domain."""
 
 from gvm_jax.rewards.answers import extract_boxed, parse_number
-from gvm_jax.rewards.grader import MathGrader, PendingVerdict, Status, Verdict, VerifierFailure
+from gvm_jax.rewards.domains import DOMAINS
+from gvm_jax.rewards.grader import Grader, PendingVerdict
+from gvm_jax.rewards.verdicts import FAILURES, Status, Verdict, VerifierFailure
 
 __all__ = [
-    "MathGrader",
+    "DOMAINS",
+    "FAILURES",
+    "Grader",
     "PendingVerdict",
     "Status",
     "Verdict",

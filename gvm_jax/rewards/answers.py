@@ -9,6 +9,8 @@ from fractions import Fraction
 # The lookbehind is for `\\boxed{5}`, as models write inside code: a pair of backslashes, and still a box.
 _BRACES = re.compile(r"\\?(?<=\\)(?P<box>(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 
+_FINAL = re.compile(r"\banswer(?: is\b|\*{0,2}:)|####", re.IGNORECASE)
+
 _INTEGER = r"(?:0|[1-9][0-9]*)"
 _DECIMAL = re.compile(
     rf"(?P<sign>-?)(?:\\?\$)?(?P<whole>[1-9][0-9]{{0,2}}(?:,[0-9]{{3}})+|{_INTEGER})(?P<part>\.[0-9]+)?"
@@ -41,6 +43,28 @@ def extract_boxed(text: str) -> str | None:
             if is_box and content > start:
                 start, end = content, match.start()
     return text[start:end].strip() if start >= 0 else None
+
+
+def final_answer(text: str) -> str | None:
+    r"""The last box's content; without a box what follows the last "answer is", "answer:" or "####" in its line.
+
+    The phrases are those of zero-shot chains of thought (arXiv 2205.11916) and of GSM8K (arXiv 2110.14168). Where
+    nothing follows in the line, the next one that holds something counts.
+
+    Args:
+        text: a response of any length; the time is linear in it.
+
+    Returns:
+        The answer without white space around it, "" where nothing follows, None without a box or a phrase.
+    """
+    boxed = extract_boxed(text)
+    if boxed is not None:
+        return boxed
+    end = max((match.end() for match in _FINAL.finditer(text)), default=None)
+    if end is None:
+        return None
+    after = text[end:].lstrip(": \t\r\n*")
+    return after.partition("\n")[0].strip()
 
 
 def parse_number(text: str) -> Fraction | None:

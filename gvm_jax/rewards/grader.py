@@ -1,48 +1,23 @@
 """Scores responses against reference answers."""
 
 import contextlib
-import enum
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from gvm_jax.rewards import verifier
-from gvm_jax.rewards.answers import compare_numbers, extract_boxed, parse_number
+from gvm_jax.rewards.domains import Limits, make_domain
 from gvm_jax.rewards.processes import WorkerPool
+from gvm_jax.rewards.verdicts import ACCEPTED, FAILURES, REJECTED, Status, Verdict, VerifierFailure
 
 if TYPE_CHECKING:
     import numpy as np
 
 
-class Status(enum.Enum):
-    """How the grading of one response ended."""
-
-    CORRECT = "correct"  # the verifier accepts the answer
-    WRONG = "wrong"  # the verifier rejects it
-    NO_ANSWER = "no_answer"  # no complete box, or nothing in it
-    TIMEOUT = "timeout"  # the verifier missed the deadline
-    ERROR = "error"  # the verifier raised, or its process died
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The grade of one response."""
-
-    score: float  # 1 for a correct answer, else 0
-    status: Status
-    answer: str | None  # what the last box holds; None without a box
-
-
-class VerifierFailure(RuntimeError):  # noqa: N818
-    """The verifier failed on too many answers for their scores to be a reward."""
-
-
 class PendingVerdict:
     """A verdict to come."""
 
-    def __init__(self, pool: WorkerPool, answer: str | None, outcome: Future[bool]):
+    def __init__(self, pool: WorkerPool, answer: str | None, outcome: Future):
         self._pool = pool
         self._answer = answer
         self._outcome = outcome
@@ -60,40 +35,48 @@ class PendingVerdict:
         self._pool.wait([self._outcome], check_interrupt)
         error = self._outcome.exception()
         if not self._answer:
-            status = Status.NO_ANSWER
-        elif error is not None:
+            return Verdict(0.0, Status.NO_ANSWER, self._answer)
+        if error is not None:
             status = Status.TIMEOUT if isinstance(error, TimeoutError) else Status.ERROR
-        else:
-            status = Status.CORRECT if self._outcome.result() else Status.WRONG
-        return Verdict(float(status is Status.CORRECT), status, self._answer)
+            return Verdict(0.0, status, self._answer, str(error))
+        return Verdict(*self._outcome.result(), self._answer)
 
 
-class MathGrader(contextlib.AbstractContextManager):
-    """Grades the boxed answers of responses with math-verify, in worker processes; a context manager.
+class Grader(contextlib.AbstractContextManager):
+    """Grades responses in worker processes, by the rules of a domain; a context manager.
 
-    Plain numbers are compared at once; of all others, an answer that hangs or kills the verifier costs itself
-    alone. For use from one thread.
+    What a domain knows at once needs no worker; of all others, an answer that hangs or kills the verifier costs itself
+    alone. For use from one thread. The arguments are the fields of the config's section `rewards`.
 
     Args:
+        function: the domain, a name of `DOMAINS` or `module:function`.
         workers: processes; 0 = one per CPU core of this process.
         deadline_seconds: time for one answer, counted from when a worker takes it up.
+        memory_mib: what a worker may allocate beyond what it holds when it is ready, in MiB.
         max_failure_rate: timeouts and errors per answer, in [0, 1], above which `collect` and `grade` raise.
 
     Raises:
         ValueError: an argument is out of range.
-        RuntimeError: workers cannot start.
+        VerifierFailure: workers cannot start.
     """
 
-    def __init__(self, workers: int, deadline_seconds: float, max_failure_rate: float):
+    def __init__(self, function: str, workers: int, deadline_seconds: float, memory_mib: int, max_failure_rate: float):
         if workers < 0:
             raise ValueError(f"rewards.workers = {workers}: must be 0 (one per CPU core) or more")
         if not deadline_seconds > 0:
             raise ValueError(f"rewards.deadline_seconds = {deadline_seconds}: must be above 0")
+        if not memory_mib > 0:
+            raise ValueError(f"rewards.memory_mib = {memory_mib}: must be above 0")
         if not 0 <= max_failure_rate <= 1:
             raise ValueError(f"rewards.max_failure_rate = {max_failure_rate}: must be in [0, 1]")
         self._deadline_seconds = deadline_seconds
         self._max_failure_rate = max_failure_rate
-        self._pool = WorkerPool(workers or _cpu_cores(), deadline_seconds)
+        self._domain = domain = make_domain(function, Limits(deadline_seconds, memory_mib))
+        try:
+            self._pool = WorkerPool(workers or _cpu_cores(), domain.worker_seconds, memory_mib, domain.start)
+        except BaseException:
+            domain.close()
+            raise
 
     def __exit__(self, *_) -> None:
         """Closes the grader."""
@@ -102,15 +85,16 @@ class MathGrader(contextlib.AbstractContextManager):
     def close(self) -> None:
         """Ends the workers; verdicts still to come are cancelled."""
         self._pool.close()
+        self._domain.close()
 
     def submit(self, text: str, gold: str) -> PendingVerdict:
-        r"""Starts the grading of one response and returns at once.
+        """Starts the grading of one response and returns at once.
 
         Args:
-            text: the response, with its answer in the last `\boxed{...}`.
-            gold: the reference answer, without a box.
+            text: the response.
+            gold: the reference that it is checked against.
         """
-        return self._submit(extract_boxed(text), gold)
+        return self._submit(self._domain.answer(text), gold)
 
     def collect(
         self, pending: Sequence[PendingVerdict], check_interrupt: Callable[[], None] = lambda: None
@@ -130,15 +114,16 @@ class MathGrader(contextlib.AbstractContextManager):
         Raises:
           VerifierFailure: timeouts and errors are more than `max_failure_rate` of them.
         """
-        failures = [verdict for verdict in verdicts if verdict.status in (Status.TIMEOUT, Status.ERROR)]
+        failures = [verdict for verdict in verdicts if verdict.status in FAILURES]
         if len(failures) > self._max_failure_rate * len(verdicts):
             errors = sum(verdict.status is Status.ERROR for verdict in failures)
             example = failures[0]
+            reason = f", {example.reason[:160]!a}" if example.reason else ""
             raise VerifierFailure(
                 f"the verifier failed on {len(failures)} of {len(verdicts)} answers ({errors} errors, "
                 f"{len(failures) - errors} timeouts): a rate of {len(failures) / len(verdicts):.3f}, above "
                 f"rewards.max_failure_rate = {self._max_failure_rate}. One of them ({example.status.value}): "
-                f"{example.answer[:80]!a}. Against timeouts, raise rewards.deadline_seconds (now "
+                f"{example.answer[:80]!a}{reason}. Against timeouts, raise rewards.deadline_seconds (now "
                 f"{self._deadline_seconds}), or lower rewards.workers where the CPU is overloaded. Errors "
                 "are exceptions of the verifier or the death of its process, often for want of memory. Where "
                 "the answers themselves are to blame, raise rewards.max_failure_rate: each of them scores 0."
@@ -157,40 +142,44 @@ class MathGrader(contextlib.AbstractContextManager):
         Raises:
             VerifierFailure: timeouts and errors are more than `max_failure_rate` of the verdicts.
         """
-        pairs = [(extract_boxed(text), gold) for text, gold in zip(texts, golds, strict=True)]
+        pairs = [(self._domain.answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
         pending = {pair: self._submit(*pair) for pair in dict.fromkeys(pairs)}
         return self.collect([pending[pair] for pair in pairs])
 
     def equivalent(
         self, pairs: Sequence[tuple[str, str]], check_interrupt: Callable[[], None] = lambda: None
     ) -> list[bool]:
-        """Whether the first of each pair is a right answer where the second is the reference; not where this fails."""
-        known = [compare_numbers(*pair) for pair in pairs]
+        """Whether the first of each pair is the same answer as the second; not where this fails."""
+        known = [self._domain.known(*pair) for pair in pairs]
         outcomes = [
-            self._pool.run(verifier.equivalent, *pair) if equal is None else _decided(equal)
-            for pair, equal in zip(pairs, known, strict=True)
+            self._pool.run(self._domain.equivalent, *pair) if same is None else _decided(same)
+            for pair, same in zip(pairs, known, strict=True)
         ]
         self._pool.wait(outcomes, check_interrupt)
         return [outcome.exception() is None and outcome.result() for outcome in outcomes]
 
     def parses(self, golds: Sequence[str]) -> "np.ndarray":
-        """Which reference answers the verifier can read, bool[n]; not one that hangs or kills it."""
+        """Which references the verifier can use, bool[n]; not one that hangs or kills it."""
         import numpy as np  # not above: workers import this module, and numpy starts a thread per core
 
         checks = [
-            self._pool.run(verifier.parses, gold) if parse_number(gold) is None else _decided(True) for gold in golds
+            _decided(True) if self._domain.known(gold, gold) else self._pool.run(self._domain.parses, gold)
+            for gold in golds
         ]
         self._pool.wait(checks)
         return np.array([check.exception() is None and check.result() for check in checks], dtype=bool)
 
     def _submit(self, answer: str | None, gold: str) -> PendingVerdict:
-        known = compare_numbers(answer, gold) if answer else False
-        outcome = self._pool.run(verifier.equivalent, answer, gold) if known is None else _decided(known)
+        known = self._domain.known(answer, gold) if answer else False
+        outcome = self._pool.run(self._domain.check, answer, gold) if known is None else _decided(_GRADES[known])
         return PendingVerdict(self._pool, answer, outcome)
 
 
-def _decided(value: bool) -> Future[bool]:
-    outcome: Future[bool] = Future()
+_GRADES = {True: ACCEPTED, False: REJECTED}
+
+
+def _decided(value: Any) -> Future:
+    outcome: Future = Future()
     outcome.set_result(value)
     return outcome
 

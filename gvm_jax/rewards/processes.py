@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from multiprocessing import resource_tracker
+from typing import Any
 
 from pebble import ProcessPool
 
-from gvm_jax.rewards import verifier
+from gvm_jax.rewards import worker
+from gvm_jax.rewards.verdicts import VerifierFailure
 
 _INSPECTION_SECONDS = 1.0  # how often a waiting caller looks whether the pool is alive
 _start_lock = threading.Lock()
@@ -68,26 +70,29 @@ def _start_quiet_tracker() -> None:
 
 
 class WorkerPool:
-    """Runs checks of `verifier` in worker processes; for use from one thread.
+    """Runs checks in worker processes; for use from one thread.
 
     A check's deadline counts from when a worker takes it up: neither the queue nor a worker's start is in it.
 
     Args:
         workers: number of processes.
         deadline_seconds: time for one check.
+        memory_mib: what a worker may allocate beyond what it holds when it is ready (Linux).
+        prepare: called first in each of them; raises where it can check nothing.
 
     Raises:
-        RuntimeError: workers cannot start.
+        VerifierFailure: workers cannot start, or `prepare` raised.
     """
 
-    def __init__(self, workers: int, deadline_seconds: float):
+    def __init__(self, workers: int, deadline_seconds: float, memory_mib: int, prepare: Callable[[], object]):
         self._workers = workers
         self._deadline_seconds = deadline_seconds
-        self._unfinished: dict[Future[bool], tuple[Callable[..., bool], tuple[str, ...]]] = {}
+        self._start_arguments = prepare, memory_mib
+        self._unfinished: dict[Future, tuple[Callable[..., Any], tuple[str, ...]]] = {}
         self._closed = False
         self._start()
 
-    def run(self, check: Callable[..., bool], *texts: str) -> Future[bool]:
+    def run(self, check: Callable[..., Any], *texts: str) -> Future:
         """Queues `check(*texts)`.
 
         Returns:
@@ -100,12 +105,12 @@ class WorkerPool:
         if self._closed:
             raise RuntimeError("the grader is closed")
         self._replace_if_broken()
-        outcome: Future[bool] = Future()
+        outcome: Future = Future()
         self._unfinished[outcome] = (check, texts)
         self._schedule(outcome)
         return outcome
 
-    def wait(self, outcomes: Sequence[Future[bool]], check_interrupt: Callable[[], None] = lambda: None) -> None:
+    def wait(self, outcomes: Sequence[Future], check_interrupt: Callable[[], None] = lambda: None) -> None:
         """Returns when all outcomes are there; `check_interrupt` is called every second and may raise to give up."""
         while wait(outcomes, timeout=_INSPECTION_SECONDS).not_done:
             check_interrupt()
@@ -121,15 +126,20 @@ class WorkerPool:
 
     def _start(self) -> None:
         _start_quiet_tracker()
-        self._pool = ProcessPool(self._workers, initializer=verifier.start_worker, context=_WorkerContext())
+        self._pool = ProcessPool(
+            self._workers, initializer=worker.start, initargs=self._start_arguments, context=_WorkerContext()
+        )
         try:
-            self._pool.schedule(bool).result()  # taken up by the first worker that is ready
+            problem = self._pool.schedule(worker.problem).result()  # taken up by the first worker that is ready
         except Exception as error:
             self._stop()
-            raise RuntimeError(
+            raise VerifierFailure(
                 "grader workers cannot start; their own message is above, or in what "
-                "`python -c 'from gvm_jax.rewards import verifier; verifier.start_worker()'` prints"
+                "`python -c 'from gvm_jax.rewards import processes'` prints"
             ) from error
+        if problem:
+            self._stop()
+            raise VerifierFailure(problem)
 
     def _stop(self) -> None:
         self._pool.stop()
@@ -143,8 +153,8 @@ class WorkerPool:
             for outcome in list(self._unfinished):
                 self._schedule(outcome)
 
-    def _schedule(self, outcome: Future[bool]) -> None:
-        def finish(task: Future[bool]) -> None:
+    def _schedule(self, outcome: Future) -> None:
+        def finish(task: Future) -> None:
             error = task.exception()
             if isinstance(error, BrokenProcessPool):
                 return  # the pool that follows runs it again
@@ -155,5 +165,5 @@ class WorkerPool:
                 outcome.set_exception(error)
 
         arguments = (*self._unfinished[outcome], self._deadline_seconds)
-        task = self._pool.schedule(verifier.guarded, arguments, timeout=self._deadline_seconds)
+        task = self._pool.schedule(worker.guarded, arguments, timeout=self._deadline_seconds)
         task.add_done_callback(finish)

@@ -18,6 +18,7 @@ RESUMABLE_FIELDS = (
     "evaluation.every",
     "rewards.workers",
     "rewards.deadline_seconds",
+    "rewards.memory_mib",
     "rewards.max_failure_rate",
     "optimizer.max_skipped_updates",
     "mesh.",  # other devices round otherwise, no more

@@ -15,7 +15,7 @@ from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
 from gvm_jax.models.weights import check_weights, load_params
-from gvm_jax.rewards import MathGrader, Status, Verdict, VerifierFailure
+from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
@@ -90,15 +90,14 @@ class Sampler(contextlib.AbstractContextManager):
                 f"{settings.max_new_tokens}: must be at most {self._network.max_position_embeddings}, the "
                 f"max_position_embeddings of {folder}/config.json"
             )
-        rewards = config.rewards
-        self.grader = MathGrader(rewards.workers, rewards.deadline_seconds, rewards.max_failure_rate)
+        self.grader = Grader(**config.rewards)
 
     def __exit__(self, *_) -> None:
         """Ends the grader's processes."""
         self.grader.close()
 
     def load_prompts(self, name: str, path: str) -> PromptSet:
-        """Prompts of a data set of the section `data` or `evaluation` whose answers the verifier can read."""
+        """Prompts of a data set of the section `data` or `evaluation` whose references the verifier can use."""
         prompts = load_prompts(self.config, name, path, self.tokenizer)
         return prompts.drop(~self.grader.parses(prompts.golds), UNREADABLE)
 

@@ -266,6 +266,17 @@ def test_a_missing_nested_column_is_an_error(tmp_path, column):
         load_rows(path, answer_column="a.b")
 
 
+def test_all_texts_of_a_list_are_the_answer_a_line_each(tmp_path):
+    tests = ["assert f(1) == 2", "assert f(2) == 3"]
+    path = write_lines(tmp_path / "rows.jsonl", [{"problem": "?", "answer": answer} for answer in (tests, "x = 1\ny")])
+    assert load_rows(path, answer_from="list") == [Row("?", "\n".join(tests)), Row("?", "x = 1\ny")]
+    assert load_rows(path)[0] == Row("?", tests[0])
+    for answer in ([], ["a", 1], None):
+        path = write_lines(tmp_path / "broken.jsonl", [{"problem": "?", "answer": answer}])
+        with pytest.raises(DataError, match=r"row 0 .*the answer is"):
+            load_rows(path, answer_from="list")
+
+
 def test_the_last_box_is_the_answer_and_a_row_without_one_is_marked(tmp_path):
     answers = [r"\boxed{1} or rather \boxed{ \frac{2}{3} }.", "no box", r"\boxed{}", r"\boxed{cut off"]
     path = write_lines(tmp_path / "rows.jsonl", [{"problem": "?", "answer": answer} for answer in answers])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gvm_jax.evaluation.draw import draw, missing_runs, rounds
 from gvm_jax.evaluation.store import SampleStore
-from gvm_jax.rewards import MathGrader
+from gvm_jax.rewards import Grader
 
 ids = st.lists(st.integers(0, 9), min_size=1, max_size=5, unique=True).map(sorted)
 pairs = st.sets(st.tuples(st.integers(0, 9), st.integers(0, 5)))
@@ -40,7 +40,7 @@ def test_answers_that_the_verifier_failed_on_are_graded_again_without_a_sample(t
     with store:
         store.write(record(0, "timeout"))
         store.write(record(1, "error"))
-    with MathGrader(workers=1, deadline_seconds=5.0, max_failure_rate=0.0) as grader:
+    with Grader("math", workers=1, deadline_seconds=5.0, memory_mib=1024, max_failure_rate=0.0) as grader:
         sampler = types.SimpleNamespace(
             grader=grader, config=types.SimpleNamespace(evaluation=types.SimpleNamespace(samples=2))
         )

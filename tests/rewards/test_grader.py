@@ -5,16 +5,21 @@ import time
 import numpy as np
 import pytest
 
-from gvm_jax.rewards import MathGrader, Status, Verdict, VerifierFailure
+from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure
 
 DEADLINE = 1.5
 HANG = "9^{9^{9^{9}}}"
 RAISES = ("5", "1/0")  # math-verify refuses to compare with an infinite reference
 
 
+def make_grader(**arguments):
+    defaults = {"function": "math", "workers": 1, "deadline_seconds": DEADLINE, "memory_mib": 1024}
+    return Grader(**defaults | {"max_failure_rate": 1.0} | arguments)
+
+
 @pytest.fixture(scope="module")
 def grader():
-    with MathGrader(workers=2, deadline_seconds=DEADLINE, max_failure_rate=1.0) as grader:
+    with make_grader(workers=2) as grader:
         yield grader
 
 
@@ -105,7 +110,9 @@ def test_hostile_answers_cost_themselves_alone(grader):
 
 def test_an_exception_of_the_verifier_is_an_error(grader):
     answer, gold = RAISES
-    assert grader.grade([boxed(answer)], [gold]) == [Verdict(0.0, Status.ERROR, answer)]
+    (verdict,) = grader.grade([boxed(answer)], [gold])
+    assert verdict == Verdict(0.0, Status.ERROR, answer)
+    assert verdict.reason  # for the message of a run that stops for it
 
 
 def test_submit_does_not_wait_for_other_answers(grader):
@@ -125,7 +132,7 @@ def test_equal_pairs_are_verified_once(grader):
 
 
 def test_plain_numbers_need_no_worker():
-    with MathGrader(workers=1, deadline_seconds=DEADLINE, max_failure_rate=0.0) as grader:
+    with make_grader(max_failure_rate=0.0) as grader:
         pass
     verdicts = grader.grade([boxed("1,234"), boxed("0.50"), boxed("4")], ["1234", "1/2", "5"])
     assert [verdict.score for verdict in verdicts] == [1.0, 1.0, 0.0]
@@ -135,7 +142,7 @@ def test_plain_numbers_need_no_worker():
 
 def test_more_failures_than_allowed_stop_the_run():
     failing, gold = RAISES
-    with MathGrader(workers=1, deadline_seconds=DEADLINE, max_failure_rate=0.5) as grader:
+    with make_grader(max_failure_rate=0.5) as grader:
         allowed = grader.grade([boxed(failing), boxed("5")], [gold, "5"])
         assert [verdict.status for verdict in allowed] == [Status.ERROR, Status.CORRECT]
         with pytest.raises(VerifierFailure) as failure:
@@ -159,14 +166,16 @@ def test_parses_tells_which_references_the_verifier_reads(grader):
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        ((-1, 1.0, 0.5), "rewards.workers = -1"),
-        ((1, 0.0, 0.5), "rewards.deadline_seconds = 0.0"),
-        ((1, 1.0, 1.5), "rewards.max_failure_rate = 1.5"),
+        ({"function": "maths"}, "rewards.function = 'maths': must be one of exact, math, python_tests, or"),
+        ({"workers": -1}, "rewards.workers = -1"),
+        ({"deadline_seconds": 0.0}, "rewards.deadline_seconds = 0.0"),
+        ({"memory_mib": 0}, "rewards.memory_mib = 0"),
+        ({"max_failure_rate": 1.5}, "rewards.max_failure_rate = 1.5"),
     ],
 )
 def test_arguments_out_of_range_are_refused_by_name(arguments, field):
     with pytest.raises(ValueError, match=field):
-        MathGrader(*arguments)
+        make_grader(**arguments)
 
 
 def test_texts_and_references_must_pair_up(grader):

@@ -1,5 +1,6 @@
 """The worker pool: what a check may do to its process, and what reaches the parent and the other checks."""
 
+import functools
 import os
 import signal
 import subprocess
@@ -9,18 +10,23 @@ from concurrent.futures import CancelledError
 
 import pytest
 
-from gvm_jax.rewards import verifier
+from gvm_jax.rewards import VerifierFailure, worker
 from gvm_jax.rewards.processes import WorkerPool
 
 REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 HANG = "9**9**9**9"
 EXIT = "__import__('os')._exit(1)"
 PROCESS_ID = "__import__('os').getpid()"
+MEMORY_MIB = 512
+
+
+def make_pool(deadline_seconds, prepare=bool):
+    return WorkerPool(1, deadline_seconds, MEMORY_MIB, prepare)
 
 
 @pytest.fixture(scope="module")
 def pool():
-    pool = WorkerPool(workers=1, deadline_seconds=0.5)
+    pool = make_pool(0.5)
     yield pool
     pool.close()
 
@@ -69,7 +75,7 @@ def test_a_worker_killed_while_idle_is_replaced(pool):
 
 
 def test_a_check_lost_with_its_pool_runs_again():
-    pool = WorkerPool(workers=1, deadline_seconds=30)
+    pool = make_pool(30)
     worker = pool.run(eval, PROCESS_ID)
     pool.wait([worker])
     os.kill(worker.result(), signal.SIGKILL)  # the check below is queued before the pool knows
@@ -88,14 +94,14 @@ def test_an_exception_that_cannot_be_unpickled_reaches_the_parent(pool):
 
 
 def test_a_worker_cannot_take_the_machines_memory(pool):
-    outcomes = [pool.run(eval, f"len(bytes({2 * verifier.MEMORY_BYTES}))"), pool.run(eval, "1")]
+    outcomes = [pool.run(eval, f"len(bytes({2 * MEMORY_MIB * 2**20}))"), pool.run(eval, "1")]
     pool.wait(outcomes)
     assert "MemoryError" in str(outcomes[0].exception())
     assert outcomes[1].result() == 1
 
 
 def test_checks_under_way_are_cancelled_when_the_pool_closes():
-    pool = WorkerPool(workers=1, deadline_seconds=60)
+    pool = make_pool(60)
     outcomes = [pool.run(eval, HANG) for _ in range(3)]
     pool.close()
     pool.wait(outcomes)
@@ -106,9 +112,14 @@ def test_checks_under_way_are_cancelled_when_the_pool_closes():
 
 
 def test_workers_that_cannot_start_are_an_error(monkeypatch):
-    monkeypatch.setattr(verifier, "start_worker", os._exit)  # for want of its argument it raises
-    with pytest.raises(RuntimeError, match="cannot start"):
-        WorkerPool(workers=1, deadline_seconds=1)
+    monkeypatch.setattr(worker, "start", os._exit)  # for want of its argument it raises
+    with pytest.raises(VerifierFailure, match="cannot start"):
+        make_pool(1)
+
+
+def test_what_a_worker_lacks_is_told():
+    with pytest.raises(VerifierFailure, match="ValueError: invalid literal"):
+        make_pool(1, functools.partial(int, "x"))
 
 
 @pytest.mark.parametrize("arguments", [["script.py"], ["-m", "script"]], ids=["file", "module"])
@@ -117,10 +128,12 @@ def test_workers_import_neither_jax_nor_the_parents_main(tmp_path, arguments):
     source = f"""
 import sys
 import jax
+from gvm_jax.rewards.domains import Limits
+from gvm_jax.rewards.domains.math import Math
 from gvm_jax.rewards.processes import WorkerPool
 
 main, spec = sys.modules["__main__"], __spec__
-pool = WorkerPool(1, 30)
+pool = WorkerPool(1, 30, 512, Math(Limits(1, 512)).start)
 for _ in range(2):  # the second time in a worker that the pool's own thread has started
     check = "[name in __import__('sys').modules for name in ('jax', 'numpy')]"
     modules, death = pool.run(eval, check), pool.run(eval, {EXIT!r})
@@ -136,11 +149,13 @@ print("jax" in sys.modules, __file__ == main.__file__, __spec__ is spec)
 def test_signals_to_the_process_group_are_left_to_the_parent(tmp_path):
     source = f"""
 import signal
+from gvm_jax.rewards.domains import Limits
+from gvm_jax.rewards.domains.math import Math
 from gvm_jax.rewards.processes import WorkerPool
 
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
-pool = WorkerPool(1, 30)
+pool = WorkerPool(1, 30, 512, Math(Limits(1, 512)).start)
 pool.wait([pool.run(eval, {EXIT!r})])
 print("the next worker is starting", flush=True)
 for _ in range(2):
@@ -164,9 +179,7 @@ pool.close()
 
 
 def test_a_worker_without_a_parent_ends():
-    source = (
-        f"from gvm_jax.rewards import verifier; verifier.ORPHAN_SECONDS = 0.1; verifier.guarded(eval, ({HANG!r},), 0.1)"
-    )
+    source = f"from gvm_jax.rewards import worker; worker.ORPHAN_SECONDS = 0.1; worker.guarded(eval, ({HANG!r},), 0.1)"
     finished = subprocess.run([sys.executable, "-c", source], cwd=REPOSITORY, timeout=60)
     assert finished.returncode == -signal.SIGALRM
 
@@ -178,7 +191,7 @@ def test_waiting_can_be_given_up():
     def stop():
         raise Stop
 
-    pool = WorkerPool(workers=1, deadline_seconds=60)
+    pool = make_pool(60)
     start = time.monotonic()
     with pytest.raises(Stop):
         pool.wait([pool.run(eval, HANG)], stop)
@@ -192,7 +205,7 @@ import os
 from gvm_jax.rewards.processes import WorkerPool
 
 if __name__ == "__main__":
-    WorkerPool(1, 5.0)
+    WorkerPool(1, 5.0, 512, bool)
     os._exit(3)
 """
     (tmp_path / "script.py").write_text(source)

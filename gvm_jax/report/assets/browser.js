@@ -1,7 +1,7 @@
 // The samples: filters, search and a list that grows on demand.
 
 const PAGE = 40;
-const BADGES = { correct: "--c2", wrong: "--c1", timeout: "--c3", error: "--c4" };
+const BADGES = { correct: "--c2", wrong: "--c1", slow: "--c6", timeout: "--c3", error: "--c4" };
 const ORDERS = { last: "last step first", first: "first step first", long: "longest first" };
 
 function flatSamples(steps) {

@@ -74,7 +74,7 @@ function heatMap(run, peers, name, caption, note, label, what) {
   });
 }
 
-const PART_COLOURS = { rollout: 0, reward: 2, allocation: 3, update: 1, evaluation: 7, correct: 2, wrong: 1, no_answer: 7, timeout: 3, error: 4 };
+const PART_COLOURS = { rollout: 0, reward: 2, allocation: 3, update: 1, evaluation: 7, correct: 2, wrong: 1, slow: 6, no_answer: 7, timeout: 3, error: 4 };
 
 function stacked(run, peers, name, caption, note, label, format) {
   const { spans, parts } = run[name];

@@ -1,0 +1,78 @@
+r"""Short answers and multiple choice: equal texts, but for what is no part of an answer.
+
+Texts are compared as in SQuAD's evaluation (arXiv 1606.05250, section 5): without case, punctuation, articles and
+differences of white space. Two departures keep apart what differs: punctuation goes at the ends alone (1.5 is not 15,
+nor -3 3), an article at the start alone and not without a word after it (choice A is an answer). Before that Unicode's
+compatibility forms are made one (NFKC), and LaTeX's `\text{}` and `$ $` taken off.
+
+A reference that is a single letter is a choice. Then B, (B), B., B) Paris, (B) Paris and option B are the same answer.
+"""
+
+import re
+import unicodedata
+
+from gvm_jax.rewards.answers import final_answer
+from gvm_jax.rewards.domains.domain import Domain
+from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
+
+_STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
+_ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
+_CHOICE = re.compile(r"(?:option |choice )?(?:\(([^\W\d_])\)|([^\W\d_])(?=[).:,]|$))")
+_MARKUP = "*_`\"' "  # around a choice
+
+
+class Exact(Domain):
+    r"""Answers are the last `\boxed{...}`, else what follows the last "answer is", "answer:" or "####" in its line."""
+
+    def answer(self, text: str) -> str | None:
+        """The final answer as it is written."""
+        return final_answer(text)
+
+    def known(self, answer: str, reference: str) -> bool:
+        """Whether both are the same choice, or the same text once normalised."""
+        normal = normalise(reference)
+        if len(normal) == 1 and normal.isalpha() and (letter := _choice(answer)):
+            return letter == normal
+        return normal != "" and normalise(answer) == normal
+
+    def check(self, answer: str, reference: str) -> Grade:
+        """1 for the same answer, else 0."""
+        return ACCEPTED if self.known(answer, reference) else REJECTED
+
+    def parses(self, reference: str) -> bool:
+        """Whether something is left of the reference once it is normalised."""
+        return normalise(reference) != ""
+
+
+def normalise(text: str) -> str:
+    """What of a text is compared; "" where nothing is left of it. In linear time."""
+    text = _folded(text)
+    start, end = 0, len(text)
+    while start < end and _is_around(text[start]) and not _is_sign(text, start):
+        start += 1
+    while end > start and _is_around(text[end - 1]):
+        end -= 1
+    return _ARTICLE.sub("", text[start:end], count=1) if _ARTICLE.match(text, start, end) else text[start:end]
+
+
+def _folded(text: str) -> str:
+    """Without LaTeX's styles, compatibility forms, case and runs of white space."""
+    text = _STYLE.sub(r"\1", text).strip()
+    if len(text) > 1 and text[0] == text[-1] == "$":
+        text = text[1:-1]
+    text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    return " ".join(text.replace("\N{MINUS SIGN}", "-").split())
+
+
+def _is_around(character: str) -> bool:
+    return character == " " or unicodedata.category(character).startswith("P")
+
+
+def _is_sign(text: str, at: int) -> bool:
+    """Whether a dash or a point belongs to the number that follows it: -3, .5, -.5."""
+    return re.match(r"-?\.?\d", text[at : at + 3]) is not None
+
+
+def _choice(answer: str) -> str | None:
+    match = _CHOICE.match(_folded(answer).strip(_MARKUP))
+    return (match[1] or match[2]) if match else None

@@ -1,0 +1,185 @@
+"""Programs: the last code block of a response, run against the reference, which is a text of tests."""
+
+import ast
+import builtins
+import dataclasses
+import sys
+import tempfile
+import textwrap
+from typing import NamedTuple
+
+from gvm_jax.rewards.domains.domain import Domain
+from gvm_jax.rewards.sandbox.run import Outcome, remove, run
+from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade, Status
+
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
+_TAGS = ("python", "py", "python3")
+_SPARE_SECONDS = 10.0  # of a worker, beyond the program's: to start, to end and to remove its folder
+_ATTEMPTS = """
+import ctypes, os, signal, socket, subprocess, threading
+def thread():
+    threading.Thread(target=int).start()
+ATTEMPTS = {
+    "a socket": lambda: socket.socket(),
+    "a process": lambda: os.fork(),
+    "a command": lambda: subprocess.run(["/bin/true"]),
+    "a thread": thread,
+    "a signal": lambda: os.kill(os.getppid(), 0),
+    "a file of the machine": lambda: open("/etc/passwd"),
+    "a file of a process": lambda: open("/proc/self/environ"),
+    "a new file elsewhere": lambda: open("/tmp/gvm_jax_escape", "w"),
+}
+def escapes():
+    found = []
+    for name, attempt in ATTEMPTS.items():
+        try:
+            attempt()
+            found.append(name)
+        except (OSError, RuntimeError):
+            pass
+    with open("own", "w") as file:
+        file.write("text")
+    return found
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class PythonTests(Domain):
+    r"""Answers are the last block of a response that is fenced as Python, else the last one fenced without a language.
+
+    The reference is the text of tests, `assert add(1, 2) == 3`, which use names that the program must define. A program
+    that fails a test, crashes, leaves its limits or does not end within `limits.deadline_seconds` is rejected: none of
+    these is a failure of the verifier. Two answers are the same to a vote if their texts are.
+
+    Attributes:
+        root: folder that the programs' own folders are made in.
+    """
+
+    root: str = dataclasses.field(default_factory=lambda: tempfile.mkdtemp(prefix="gvm_jax_programs_"))
+
+    @property
+    def worker_seconds(self) -> float:
+        """More than a program has: the worker ends it and removes what it left."""
+        return self.limits.deadline_seconds + _SPARE_SECONDS
+
+    def answer(self, text: str) -> str | None:
+        """The program."""
+        return last_program(text)
+
+    def start(self) -> None:
+        """Lets a program try what it must not do.
+
+        Raises:
+            RuntimeError: something is missing on this machine, or something worked.
+        """
+        where = "rewards.function = 'python_tests'"
+        if sys.platform != "linux":
+            raise RuntimeError(
+                f"{where}: programs are confined by Landlock and seccomp of Linux; this is {sys.platform}"
+            )
+        tests = "found = escapes()\nassert not found, found"
+        try:
+            outcome = self._run(_ATTEMPTS, tests, seconds=max(30.0, self.limits.deadline_seconds))
+        except RuntimeError as error:
+            raise RuntimeError(f"{where}: programs cannot be confined here. {error}") from error
+        if outcome.verdict != "passed":
+            raise RuntimeError(
+                f"{where}: a program that tried to escape should have been refused everything and no more; "
+                f"it {outcome.verdict} ({outcome.reason}). rewards.memory_mib = {self.limits.memory_mib} must do for "
+                "Python itself"
+            )
+
+    def check(self, answer: str, reference: str) -> Grade:
+        """1 if all tests pass, else 0.
+
+        Raises:
+            RuntimeError: the tests can tell nothing, whatever the program.
+        """
+        outcome = self._run(answer, reference, self.limits.deadline_seconds)
+        if outcome.verdict == "broken":
+            raise RuntimeError(outcome.reason)
+        return {"passed": ACCEPTED, "failed": REJECTED, "slow": (0.0, Status.SLOW)}[outcome.verdict]
+
+    def parses(self, reference: str) -> bool:
+        """Whether it is Python that does more than define, with the standard library and names of a program."""
+        try:
+            tree = ast.parse(reference)
+        except (SyntaxError, ValueError):
+            return False
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+        imported |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        return (
+            {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+            and not all(isinstance(node, _DEFINITIONS) for node in tree.body)
+            and bool(needs_of(reference).names)
+        )
+
+    def close(self) -> None:
+        """Removes the folder."""
+        remove(self.root)
+
+    def _run(self, program: str, tests: str, seconds: float) -> Outcome:
+        needs = needs_of(tests)
+        tests = "".join(f"import {module}\n" for module in needs.modules) + tests
+        return run(program, tests, needs.names, self.root, seconds, self.limits.memory_mib * 2**20)
+
+
+def last_program(text: str) -> str | None:
+    """The last complete fenced block marked as Python; else the last one without a mark; None without either.
+
+    A fence is three backticks that start a line. One with a mark starts a block anew where another was not closed.
+    """
+    marked = unmarked = None
+    tag, lines = None, []
+    for line in text.split("\n"):
+        stripped = line.strip()
+        if not stripped.startswith("```"):
+            lines.append(line)
+        elif tag is not None and stripped == "```":
+            program = textwrap.dedent("\n".join(lines))
+            if tag in _TAGS:
+                marked = program
+            elif not tag:
+                unmarked = program
+            tag = None
+        else:
+            tag, lines = stripped[3:].strip().lower(), []
+    return unmarked if marked is None else marked
+
+
+class Needs(NamedTuple):
+    """What tests use and do not define."""
+
+    names: list[str]  # the program must
+    modules: list[str]  # of the standard library: the tests get them, imported by the program or not
+
+
+def needs_of(tests: str) -> Needs:
+    """Names that the tests use, and neither they nor Python define.
+
+    One of the standard library's modules that is used for its attributes alone, `math.isclose`, is that module: what a
+    program calls so could say that everything is close.
+
+    Raises:
+        SyntaxError, ValueError: the text is no Python.
+    """
+    used, bound = set(), set(dir(builtins))
+    tree = ast.parse(tests)
+    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    bare = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
+            if id(node) not in bases:
+                bare.add(node.id)
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            bound.add(node.name)
+        elif isinstance(node, ast.arg):
+            bound.add(node.arg)
+        elif isinstance(node, ast.alias):
+            bound.add((node.asname or node.name).partition(".")[0])
+        elif isinstance(node, ast.ExceptHandler) and node.name:
+            bound.add(node.name)
+    free = used - bound
+    modules = (free - bare) & sys.stdlib_module_names
+    return Needs(sorted(free - modules), sorted(modules))

@@ -1,0 +1,108 @@
+"""The two processes of a test run: `player` holds the program, `judge` the tests and the verdict.
+
+The judge calls the program's functions and compares what comes back in a process of its own. So the program can end its
+process, print, change builtins and walk the frames as it likes: neither the tests nor the verdict are there. Started by
+`run.py`, by path: the standard library alone.
+"""
+
+import json
+import os
+import random
+import sys
+import warnings
+
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+from confine import Unprotected, confine, die_with_parent
+from peer import Gone, Peer, Unsupported, text_of
+
+del sys.path[0]
+
+
+class Program:
+    """The program, as the judge may ask for it."""
+
+    def __init__(self, source: str):
+        self._source = source
+        self._names: dict[str, object] = {"__name__": "solution"}
+
+    def load(self) -> None:
+        """Runs the program, which is a module's text."""
+        exec(compile(self._source, "solution.py", "exec"), self._names)
+
+    def present(self, names: list[str]) -> list[str]:
+        """Those of the names that it defines."""
+        return [name for name in names if name in self._names]
+
+    def value(self, name: str) -> object:
+        """What a name stands for."""
+        return self._names[name]
+
+
+def play(source: str, channel: int) -> None:
+    """Answers the judge until it goes."""
+    peer = Peer(channel, open_to_all=True)
+    peer.offer(Program(source))
+    peer.serve()
+
+
+def judge(tests: str, names: list[str], channel: int) -> tuple[str, str]:
+    """Runs the tests.
+
+    Returns:
+      "passed", or "failed" and why, or "broken" and why: tests that cannot tell whether any program is right.
+    """
+    peer = Peer(channel, open_to_all=False)
+    try:
+        program = peer.root
+        program.load()
+        present = program.present(names)
+        values = {name: program.value(name) for name in names if name in present}  # none that was not asked for
+        peer.requests = 0
+        exec(compile(tests, "tests.py", "exec"), {"__name__": "tests", **values})
+    except Unsupported as error:
+        return "broken", str(error)
+    except SystemExit:
+        return "broken", "the tests end their process"
+    except Gone as error:
+        return "failed", str(error)
+    except BaseException as error:
+        own_import = isinstance(error, ImportError) and not hasattr(error, "remote")
+        return "broken" if own_import else "failed", f"{type(error).__name__}: {text_of(error)}"
+    if peer.gone:
+        return "failed", "the program ended"
+    if not peer.requests and not any(map(_is_plain, values.values())):
+        return "broken", "the tests never call the program"
+    return "passed", ""
+
+
+def _is_plain(value: object) -> bool:
+    return type(value).__name__ != "Remote"
+
+
+def main() -> None:
+    """The process: read what to do, give up what is not needed for it, do it."""
+    role, parent, seconds, memory_bytes, channel, report, folder = sys.argv[1:]
+    die_with_parent(int(parent))
+    task = json.loads(sys.stdin.buffer.read())
+    os.dup2(os.open(os.devnull, os.O_RDWR), 0)
+    warnings.simplefilter("ignore")
+    random.seed(0)  # equal verdicts of equal programs
+    sys.argv = [""]
+    try:
+        confine(folder or None, float(seconds), int(memory_bytes))
+        verdict = ("confined", "")
+    except Unprotected as error:
+        verdict = ("unprotected", str(error))
+    os.write(int(report), (json.dumps(verdict) + "\n").encode())
+    if verdict[0] == "unprotected":
+        return
+    if role == "player":
+        os.close(int(report))
+        play(task["program"], int(channel))
+    else:
+        verdict = judge(task["tests"], task["names"], int(channel))
+        os.write(int(report), (json.dumps((verdict[0], verdict[1][:1000])) + "\n").encode())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Programs in responses: which is taken, how it is graded, and what is left behind."""
+
+import os
+import pathlib
+import tempfile
+import time
+
+import pytest
+
+from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure, worker
+from gvm_jax.rewards.domains import Limits, python_tests
+from gvm_jax.rewards.domains.python_tests import Needs, last_program, needs_of
+from gvm_jax.rewards.sandbox import run
+
+DEADLINE = 1.0
+ADD = "def add(a, b):\n    return a + b"
+TESTS = "assert add(1, 2) == 3\nassert add(-1, 1) == 0"
+
+
+def make_grader(**arguments):
+    defaults = {"workers": 1, "deadline_seconds": DEADLINE, "memory_mib": 256, "max_failure_rate": 0.0}
+    return Grader("python_tests", **defaults | arguments)
+
+
+@pytest.fixture
+def scratch(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def grader():
+    with make_grader(workers=2) as grader:
+        yield grader
+
+
+def fenced(program: str) -> str:
+    return f"Sure.\n```python\n{program}\n```\nThis adds."
+
+
+@pytest.mark.parametrize(
+    ("text", "program"),
+    [
+        (fenced("x = 1"), "x = 1"),
+        (fenced("x = 1") + "\n" + fenced("x = 2"), "x = 2"),
+        ("```\nx = 1\n```", "x = 1"),
+        ("```py\nx = 1\n```\n```\n>>> x\n1\n```", "x = 1"),
+        ("```Python\r\nx = 1\n```", "x = 1"),
+        ("1. So:\n   ```python\n   if x:\n       y = 1\n   ```", "if x:\n    y = 1"),
+        ("```bash\nls\n```", None),
+        ("```python\nx = 1", None),
+        ("```python\nx = 1\n```\n```python\nx = ", "x = 1"),
+        ("```python\nx = 1\n```python\nx = 2\n```", "x = 2"),
+        ("```python\n```", ""),
+        ("x = 1", None),
+        ("", None),
+    ],
+)
+def test_the_last_block_is_the_program(text, program):
+    assert last_program(text) == program
+
+
+def test_long_texts_take_linear_time():
+    start = time.monotonic()
+    for text in ("```python\n" * 10**6, "```\n" * 10**6, "`" * 10**7, "\n" * 10**7):
+        last_program(text)
+    assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize(
+    ("tests", "names", "modules"),
+    [
+        (TESTS, ["add"], []),
+        ("import math\nassert math.isclose(area(2), 4)", ["area"], []),
+        ("assert math.isclose(area(2), 4)", ["area"], ["math"]),
+        ("assert copy([1]) == [1] and copy.__name__", ["copy"], []),
+        ("def check(candidate):\n    assert candidate(1) == 1\ncheck(f)", ["f"], []),
+        ("for i, (a, b) in enumerate(CASES):\n    assert f(a) == b, i", ["CASES", "f"], []),
+        ("try:\n    f(1)\nexcept ValueError as error:\n    assert str(error)", ["f"], []),
+        ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"], []),
+        ("assert sum([1, 2]) == 3", [], []),
+    ],
+)
+def test_names_that_tests_ask_a_program_for(tests, names, modules):
+    assert needs_of(tests) == Needs(names, modules)
+
+
+def test_programs_are_graded_by_all_tests(grader):
+    texts = [fenced(ADD), fenced("def add(a, b):\n    return 3"), "add = 1", fenced("while True: pass"), fenced("")]
+    verdicts = grader.grade(texts, [TESTS] * 5)
+    assert verdicts == [
+        Verdict(1.0, Status.CORRECT, ADD),
+        Verdict(0.0, Status.WRONG, "def add(a, b):\n    return 3"),
+        Verdict(0.0, Status.NO_ANSWER, None),
+        Verdict(0.0, Status.SLOW, "while True: pass"),
+        Verdict(0.0, Status.NO_ANSWER, ""),
+    ]
+
+
+def test_a_module_of_the_tests_is_not_the_programs(grader):
+    program = "class math:\n    def isclose(*_): return True\ndef area(x): return 0"
+    tests = "assert math.isclose(area(2), 4)"
+    right = "def area(x): return x * x"
+    verdicts = grader.grade([fenced(program), fenced(right)], [tests] * 2)
+    assert [verdict.status for verdict in verdicts] == [Status.WRONG, Status.CORRECT]
+
+
+def test_programs_that_misbehave_are_no_failure_of_the_verifier(grader):
+    """The fixture allows none."""
+    programs = ["import os\nos._exit(0)", "while True: pass", "import ctypes\nctypes.string_at(0)", "x = bytes(2**40)"]
+    verdicts = grader.grade(list(map(fenced, programs)), [TESTS] * len(programs))
+    assert {verdict.score for verdict in verdicts} == {0.0}
+
+
+def test_tests_that_tell_nothing_are_a_failure():
+    with make_grader() as grader, pytest.raises(VerifierFailure, match="never call the program"):
+        grader.grade([fenced(ADD)], ["def test_add():\n    assert add(1, 2) == 3"])
+
+
+def test_references_are_texts_of_tests_that_want_a_program(grader):
+    usable = [TESTS, "import math\n" + TESTS, "def check(f):\n    assert f(1, 2) == 3\ncheck(add)"]
+    unusable = ["assert add(1, 2) =", "assert sum([1, 2]) == 3", "42", "\0", "(" * 10**5, "import numpy\n" + TESTS]
+    unusable += ["from numpy.linalg import norm\n" + TESTS, "def test_add():\n    assert add(1, 2) == 3"]
+    assert grader.parses(usable + unusable).tolist() == [True] * len(usable) + [False] * len(unusable)
+
+
+def test_votes_are_by_text(grader):
+    assert grader.equivalent([("def f(): return 1", "def f(): return 2")]) == [False]
+
+
+def test_nothing_is_left(scratch):
+    with make_grader() as grader:
+        (root,) = scratch.iterdir()
+        grader.grade([fenced("open('a', 'w').write('text')\n" + ADD)], [TESTS])
+        assert list(root.iterdir()) == []
+    assert list(scratch.iterdir()) == []
+
+
+def test_nothing_is_left_of_a_grader_that_is_closed_at_work(scratch):
+    grader = make_grader(deadline_seconds=60.0)
+    grader.submit(fenced("open('a', 'w').write('text')\nwhile True: pass"), TESTS)
+    end = time.monotonic() + 30
+    while not list(scratch.glob("*/*/a")) and time.monotonic() < end:
+        time.sleep(0.02)
+    grader.close()
+    assert list(scratch.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_nothing(scratch, monkeypatch):
+    monkeypatch.setattr(worker, "start", os._exit)  # for want of its argument it raises
+    with pytest.raises(VerifierFailure, match="cannot start"):
+        make_grader()
+    assert list(scratch.iterdir()) == []
+
+
+def test_what_is_not_refused_is_told_at_the_start(scratch, monkeypatch):
+    """Without the filter of system calls, but with all else."""
+    folder = pathlib.Path(run.__file__).parent
+    for name in ("child.py", "peer.py", "confine.py"):
+        text = (folder / name).read_text()
+        (scratch / name).write_text(text.replace("    _restrict_calls(libc)\n", ""))
+    monkeypatch.setattr(run, "_CHILD", scratch / "child.py")
+    domain = python_tests.PythonTests(Limits(1.0, 256))
+    with pytest.raises(
+        RuntimeError, match=r"'python_tests': a program .* failed .*'a socket', 'a process', 'a thread'"
+    ):
+        domain.start()
+    domain.close()
+
+
+def test_other_systems_are_refused(monkeypatch):
+    monkeypatch.setattr(python_tests.sys, "platform", "darwin")
+    domain = python_tests.PythonTests(Limits(1.0, 256), root="")
+    with pytest.raises(RuntimeError, match=r"'python_tests': .* of Linux; this is darwin"):
+        domain.start()
