@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     config.evaluation.subset = ""  # as data.subset
     config.evaluation.split = ""  # split to evaluate on; "" = test
     config.evaluation.prompts = 256  # the first so many rows
-    config.evaluation.samples = 1  # samples k of each; accuracy is avg@k, beside pass@2, pass@4, ... up to k
+    config.evaluation.samples = 1  # samples k of each; accuracy is avg@k, beside pass@2, pass@4, ..., maj@k
     config.evaluation.every = 10  # steps between evaluations; step 0 and the last step are evaluated too
     config.evaluation.temperature = 1.0  # 0 = greedy
 

@@ -212,8 +212,11 @@ class Qwen2(nnx.Module):
         return jax.lax.with_sharding_constraint(x, self.rows) if self.splits(x.shape[0]) else x
 
     def splits(self, rows: int) -> bool:
-        """Whether so many rows are split over devices."""
-        return self.rows is not None and rows % math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0]) == 0
+        """Whether so many rows are split over devices, of which there are several."""
+        if self.rows is None:
+            return False
+        devices = math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0])
+        return devices > 1 and rows % devices == 0
 
     @property
     def head(self) -> Embedding:

@@ -1,7 +1,8 @@
 """The parts of a run, built from its config: data, model, rollout engine, grader and the jitted step."""
 
+import collections
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import numpy as np
@@ -10,12 +11,14 @@ from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream
 from gvm_jax.models.sharding import replicated
-from gvm_jax.rewards.scores import ks, pass_at_k
+from gvm_jax.rewards import Verdict
+from gvm_jax.rewards.scores import group_answers, ks, majority, pass_at_k
 from gvm_jax.rollout.policy import Policy
+from gvm_jax.runtime import processes
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import describe_devices, put
 from gvm_jax.training.programs import StepPrograms
-from gvm_jax.training.sampler import Graded, Sampler
+from gvm_jax.training.sampler import Answer, Graded, Sampler
 from gvm_jax.training.state import TrainState
 from gvm_jax.training.step import StepMetrics
 
@@ -121,18 +124,33 @@ class Run:
         """Scores of k = `evaluation.samples` samples of each held-out prompt, with the same random numbers every time.
 
         Returns:
-          "accuracy", which is avg@k; for k > 1 "pass@2", "pass@4", ... too.
+          "accuracy", which is avg@k; for k > 1 "pass@2", "pass@4", ... and "maj@k" too.
         """
         samples = self.config.evaluation.samples
+        answers = collections.defaultdict(lambda: [None] * samples)  # of the prompts that this process samples
+
+        def keep(answer: Answer) -> None:
+            answers[answer.prompt_id][answer.sample] = answer.verdict
+
         graded = self.sampler.sample(
             self._load(state, "evaluation"), self.held_out, self.held_out.ids,
             np.full(len(self.held_out), samples, np.int32),
             run_key(self.config.seed, "evaluation", 0), self.config.evaluation.temperature,
-            phases=("evaluation", "evaluation"),
+            phases=("evaluation", "evaluation"), on_graded=keep,
         )  # fmt: skip
         correct = np.bincount(graded.rollouts.group, graded.scores > 0, len(self.held_out))
         passed = {f"pass@{k}": float(pass_at_k(correct, samples, k).mean()) for k in ks(samples) if k > 1}
-        return {"accuracy": float(graded.scores.mean()), **passed}
+        voted = {f"maj@{samples}": self._majority(list(answers.values()))} if samples > 1 else {}
+        return {"accuracy": float(graded.scores.mean()), **passed, **voted}
+
+    def _majority(self, verdicts: Sequence[Sequence[Verdict]]) -> float:
+        """maj@k over all processes, each of which has the verdicts of whole prompts."""
+        with self.timer("evaluation"):
+            texts = [[verdict.answer for verdict in of_prompt] for of_prompt in verdicts]
+            groups = group_answers(texts, self.grader.equivalent)
+            correct = [np.array([verdict.score > 0 for verdict in of_prompt]) for of_prompt in verdicts]
+            mine = np.array([majority(*pair) for pair in zip(correct, groups, strict=True)], np.float64)
+            return float(processes.gather_rows(mine).mean())
 
     def _load(self, state: TrainState, phase: str = "rollout") -> Policy:
         with self.timer(phase):
