@@ -11,15 +11,15 @@ says of a chip (GiB; seconds are rooflines for 256 prompt and 1,024 response tok
 
 | | state | rollout weights + KV pages | most while sampling | in the train step | of the chip |
 |---|---|---|---|---|---|
-| v5e:4x4 | 1.08 | 9.88 | 11.5 | 6.37 | 15.75 |
-| v6e:2x4, micro_batch 8 | 2.16 | 9.88 | 12.6 | 9.05 | 31.25 |
+| v5e:4x4 | 1.08 | 9.88 | 11.5 | 6.57 | 15.75 |
+| v6e:2x4, micro_batch 8 | 2.16 | 9.88 | 12.6 | 8.93 | 31.25 |
 | 1 H100 80 GB or H200, micro_batch 8 (estimate) | 17.2 | 9.88 | 27.6 | 42 | 75 or 133 |
 | 8 of them, micro_batch 8 (estimate) | 2.16 | 9.88 | 12.5 | 7.5 | 75 or 133 |
 
 | | train step, s | decode block of 8 steps, ms | whole step, s | sampled tokens/s a chip | operations / model's |
 |---|---|---|---|---|---|
-| v5e:4x4 | 49 | 93 | 73 | 7,131 | 1.39 |
-| v6e:2x4, micro_batch 8 | 35 | 47 | 59 | 17,799 | 1.39 |
+| v5e:4x4 | 50 | 93 | 74 | 7,079 | 1.41 |
+| v6e:2x4, micro_batch 8 | 35 | 48 | 60 | 17,567 | 1.41 |
 
 Every chip is a replica (rollout.tensor = 1) that decodes 256 samples of its own. 4,096 pages of 64 tokens are 16 a
 slot; where they run out, samples are put back and computed again (`rollout/preemptions`). The train step is that of
