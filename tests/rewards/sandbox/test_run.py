@@ -72,6 +72,11 @@ RIGHT = [
     ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
      "    def __add__(self, o): return P(self.x + o.x)",
      "assert (P(1) + P(2)).x == 3 and P(1) == P(1) and P(1) != P(2)\np = P(1)\np.x = 5\nassert p.x == 5"),
+    ("from dataclasses import dataclass\n@dataclass\nclass Node:\n    value: int\n    next: 'Node' = None",
+     "assert Node(1, Node(2)).next.value == 2"),
+    ("def f(x): return x + 1",
+     "from dataclasses import dataclass\n@dataclass\nclass Case:\n    x: 'int'\nassert f(Case(1).x) == 2"),
+    ("import pickle\nclass Point: x = 1\ndef f(): return pickle.loads(pickle.dumps(Point())).x", "assert f() == 1"),
     ("LIMIT = 7", "assert LIMIT == 7"),
     ("import math, re, json, itertools, functools, heapq, decimal, datetime\ndef f(): return math.pi",
      "assert f() > 3"),
