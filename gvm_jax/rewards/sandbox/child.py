@@ -66,7 +66,7 @@ def judge(tests: str, names: list[str], channel: int) -> tuple[str, str]:
         present = program.present(names)
         values = {name: program.value(name) for name in names if name in present}  # none that was not asked for
         peer.requests = 0
-        exec(compile(tests, "tests.py", "exec"), _module("tests", **values))
+        exec(compile(tests, "tests.py", "exec"), _module("__main__", **values))
     except Unsupported as error:
         return "broken", str(error)
     except SystemExit:

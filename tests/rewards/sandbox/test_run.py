@@ -78,6 +78,7 @@ RIGHT = [
      "from dataclasses import dataclass\n@dataclass\nclass Case:\n    x: 'int'\nassert f(Case(1).x) == 2"),
     ("import pickle\nclass Point: x = 1\ndef f(): return pickle.loads(pickle.dumps(Point())).x", "assert f() == 1"),
     ("LIMIT = 7", "assert LIMIT == 7"),
+    ("def f(x): return x", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     ("import math, re, json, itertools, functools, heapq, decimal, datetime\ndef f(): return math.pi",
      "assert f() > 3"),
     ("def f(x): return x / 3", "import math\nassert math.isclose(f(1), 0.333, abs_tol=0.001)"),
@@ -165,6 +166,8 @@ WRONG = {
     "memory bit by bit": ("def f(x):\n    a = []\n    while True: a.append(bytes(2**20))", "assert f(1) == 1"),
     "a huge file": ("def f(x):\n    with open('a', 'wb') as file:\n"
         "        for _ in range(64): file.write(bytes(2**20))\n    return 1", "assert f(1) == 1"),
+    "a value for a function that is called behind a guard": (
+        "f = 1", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     "raised limits": ("import resource\ndef f(x):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))\n"
         "    return 1", "assert f(1) == 1"),
 }  # fmt: skip
