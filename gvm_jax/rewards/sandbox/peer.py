@@ -10,6 +10,7 @@ import builtins
 import json
 import operator
 import struct
+import weakref
 
 MESSAGE_BYTES = 16 * 2**20  # longest message
 
@@ -33,7 +34,7 @@ class Remote:
     pass every test.
     """
 
-    __slots__ = ("_id", "_peer")
+    __slots__ = ("__weakref__", "_id", "_peer")
 
     def __init__(self, peer: "Peer", number: int):
         self._peer, self._id = peer, number
@@ -115,6 +116,7 @@ class Peer:
         self._reader, self._writer = open(descriptor, "rb"), open(descriptor, "wb", closefd=False)
         self._open_to_all = open_to_all
         self._mine: dict[int, object] = {}
+        self._theirs: weakref.WeakValueDictionary[int, Remote] = weakref.WeakValueDictionary()  # one of each, for `is`
         self.requests = 0  # that this end made
         self.gone = False
 
@@ -250,7 +252,7 @@ class Peer:
         if name == "yours":
             return self._mine[parts]
         if name == "mine":
-            return Remote(self, int(parts))
+            return self._theirs.setdefault(int(parts), Remote(self, int(parts)))
         if name == "bytes":
             return bytes.fromhex(parts)
         if name == "complex":

@@ -77,6 +77,8 @@ RIGHT = [
     ("def f(x): return x + 1",
      "from dataclasses import dataclass\n@dataclass\nclass Case:\n    x: 'int'\nassert f(Case(1).x) == 2"),
     ("import pickle\nclass Point: x = 1\ndef f(): return pickle.loads(pickle.dumps(Point())).x", "assert f() == 1"),
+    ("class Node:\n    def __init__(self, next=None): self.next = next",
+     "a = Node()\nb = Node(a)\nassert b.next is a and b.next in {a} and Node() is not a"),
     ("LIMIT = 7", "assert LIMIT == 7"),
     ("def f(x): return x", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     ("import math, re, json, itertools, functools, heapq, decimal, datetime\ndef f(): return math.pi",
