@@ -79,6 +79,7 @@ RIGHT = [
     ("import pickle\nclass Point: x = 1\ndef f(): return pickle.loads(pickle.dumps(Point())).x", "assert f() == 1"),
     ("class Node:\n    def __init__(self, next=None): self.next = next",
      "a = Node()\nb = Node(a)\nassert b.next is a and b.next in {a} and Node() is not a"),
+    ("def f(x): return x[1:]", "assert f(range(2**70)) == range(1, 2**70) and f(range(5, 0, -2)) == range(3, 0, -2)"),
     ("LIMIT = 7", "assert LIMIT == 7"),
     ("def f(x): return x", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     ("import math, re, json, itertools, functools, heapq, decimal, datetime\ndef f(): return math.pi",
