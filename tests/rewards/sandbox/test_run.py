@@ -87,9 +87,8 @@ RIGHT = [
     ("def f(x): return x / 3", "import math\nassert math.isclose(f(1), 0.333, abs_tol=0.001)"),
     ("def f(x): return x", "def check(candidate):\n    assert candidate(1) == 1\ncheck(f)"),
     ("def f():\n    open('a', 'w').write('text')\n    return open('a').read()", "assert f() == 'text'"),
-    ("def f():\n    import os\n    os.rename('a', 'b') if os.path.exists('a') else open('a', 'w').close()\n"
-     "    return os.listdir()",
-     "assert f() == ['a'] and f() == ['b']"),
+    ("def f():\n    import os\n    open('b' if os.path.exists('a') else 'a', 'w').close()\n    return os.listdir()",
+     "assert f() == ['a'] and sorted(f()) == ['a', 'b']"),
     ("import random\ndef f(): return random.random()", "assert f() == 0.8444218515250481"),
     ("def f(n): return 0 if n == 0 else 1 + f(n - 1)", "assert f(900) == 900"),
     ("print('x' * 10**7)\ndef f(): return input", "assert callable(f())"),
@@ -252,6 +251,10 @@ ESCAPES = {
     "root": "import os; os.setuid(0)",
     "a priority": "import os; os.nice(-5)",
     "a terminal": "open('/dev/tty', 'w')",
+    # An open file without a name takes space that is not counted.
+    "removing its own file": "import os; open('a', 'w').close(); os.unlink('a')",
+    "replacing its own file": "import os; open('a', 'w').close(); open('b', 'w').close(); os.rename('a', 'b')",
+    "a file without a name": "import os; os.open('.', os.O_RDWR | os.O_TMPFILE)",
     "a device": "open('/dev/vda', 'rb')",
 }
 
@@ -279,6 +282,7 @@ def test_the_attempts_work_where_nothing_confines(tmp_path):
     harmless = (
         "a socket", "a command", "a shell", "fork", "the checkout", "the accounts", "a file of the home folder",
         "a folder", "a link", "a symbolic link", "a mode", "a pipe on disk", "memory of its own name",
+        "removing its own file", "replacing its own file",
     )  # fmt: skip
     for name in harmless:
         program, _ = attempt(ESCAPES[name].format(port=0, home=tmp_path, checkout=ROOT))
