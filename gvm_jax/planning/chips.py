@@ -41,13 +41,16 @@ CHIPS = {
 }
 
 
-# What JAX and PyTorch call a device ("NVIDIA H100 80GB HBM3", "TPU v5 lite") -> its chip.
-_KINDS = {"H100": "h100", "H200": "h200", "TPU v5 lite": "v5e", "TPU v5": "v5p", "TPU v6": "v6e", "TPU7x": "tpu7x"}
+# What JAX and PyTorch call a device -> its chip. Whole names: an H100 PCIe, a GH200 and a MIG slice have other peaks.
+_KINDS = {
+    "NVIDIA H100 80GB HBM3": "h100", "NVIDIA H200": "h200", "TPU v5 lite": "v5e", "TPU v5e": "v5e", "TPU v5": "v5p",
+    "TPU v5p": "v5p", "TPU v6 lite": "v6e", "TPU v6e": "v6e", "TPU7x": "tpu7x",
+}  # fmt: skip
 
 
 def chip_of(device_kind: str) -> Chip | None:
     """The chip of a device that is there; None of one that is not known, such as a CPU."""
-    return next((CHIPS[name] for words, name in _KINDS.items() if words in device_kind), None)
+    return CHIPS.get(_KINDS.get(device_kind))
 
 
 @dataclasses.dataclass(frozen=True)

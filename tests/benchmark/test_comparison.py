@@ -102,6 +102,12 @@ def test_shares_of_the_peak_count_what_the_model_cannot_do_without():
 def test_devices_are_known_by_what_they_call_themselves():
     assert chip_of("NVIDIA H100 80GB HBM3") is CHIPS["h100"] and chip_of("TPU v5 lite") is CHIPS["v5e"]
     assert chip_of("TPU v5p") is CHIPS["v5p"] and chip_of("TPU v6 lite") is CHIPS["v6e"] and chip_of("cpu") is None
+    assert chip_of("TPU v5e") is CHIPS["v5e"] and chip_of("NVIDIA H200") is CHIPS["h200"]
+
+
+@pytest.mark.parametrize("variant", ["H100 PCIe", "H100 NVL", "GH200 480GB", "H100 80GB HBM3 MIG 1g.10gb"])
+def test_a_variant_of_a_chip_does_not_get_its_peaks(variant):
+    assert chip_of(f"NVIDIA {variant}") is None
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 100])

@@ -3,6 +3,7 @@
 import ast
 import builtins
 import dataclasses
+import symtable
 import sys
 import tempfile
 import textwrap
@@ -163,23 +164,19 @@ def needs_of(tests: str) -> Needs:
     Raises:
         SyntaxError, ValueError: the text is no Python.
     """
-    used, bound = set(), set(dir(builtins))
-    tree = ast.parse(tests)
+    tree, used, bound = ast.parse(tests), set(), set(dir(builtins))
+    scopes = [symtable.symtable(tests, "tests.py", "exec")]
+    for scope in scopes:
+        scopes += scope.get_children()
+        for symbol in scope.get_symbols():
+            if not (symbol.is_global() or scope.get_type() == "module"):
+                continue  # of a function alone: another scope's name of the same letters is another one
+            if symbol.is_referenced():
+                used.add(symbol.get_name())
+            if symbol.is_assigned() or symbol.is_imported():
+                bound.add(symbol.get_name())
     bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    bare = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else bound).add(node.id)
-            if id(node) not in bases:
-                bare.add(node.id)
-        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            bound.add(node.name)
-        elif isinstance(node, ast.arg):
-            bound.add(node.arg)
-        elif isinstance(node, ast.alias):
-            bound.add((node.asname or node.name).partition(".")[0])
-        elif isinstance(node, ast.ExceptHandler) and node.name:
-            bound.add(node.name)
+    bare = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in bases}
     free = used - bound
     modules = (free - bare) & sys.stdlib_module_names
     return Needs(sorted(free - modules), sorted(modules))

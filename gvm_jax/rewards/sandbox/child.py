@@ -9,6 +9,7 @@ import json
 import os
 import random
 import sys
+import types
 import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
@@ -23,7 +24,7 @@ class Program:
 
     def __init__(self, source: str):
         self._source = source
-        self._names: dict[str, object] = {"__name__": "solution"}
+        self._names = _module("solution")
 
     def load(self) -> None:
         """Runs the program, which is a module's text."""
@@ -36,6 +37,13 @@ class Program:
     def value(self, name: str) -> object:
         """What a name stands for."""
         return self._names[name]
+
+
+def _module(name: str, **names: object) -> dict[str, object]:
+    """The names of a new module, which is there to be imported: dataclasses and pickle ask for that of a class."""
+    module = sys.modules[name] = types.ModuleType(name)
+    module.__dict__.update(names)
+    return module.__dict__
 
 
 def play(source: str, channel: int) -> None:
@@ -58,7 +66,7 @@ def judge(tests: str, names: list[str], channel: int) -> tuple[str, str]:
         present = program.present(names)
         values = {name: program.value(name) for name in names if name in present}  # none that was not asked for
         peer.requests = 0
-        exec(compile(tests, "tests.py", "exec"), {"__name__": "tests", **values})
+        exec(compile(tests, "tests.py", "exec"), _module("__main__", **values))
     except Unsupported as error:
         return "broken", str(error)
     except SystemExit:

@@ -26,7 +26,8 @@ def confine(folder: str | None, seconds: float, memory_bytes: int) -> None:
     """Confines this process, which has one thread.
 
     Args:
-      folder: the one it may make, read and write files in, though no folders and no links; None = nowhere.
+      folder: the one it may make, read and write files in, though no folders and no links; None = nowhere. It cannot
+        remove or rename them: an open file without a name takes space that nobody sees.
       seconds: of CPU time.
       memory_bytes: of address space beyond what is mapped now.
 
@@ -72,7 +73,7 @@ def _limit_resources(seconds: float, memory_bytes: int) -> None:
 
 # Landlock: numbers of include/uapi/linux/landlock.h.
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446  # on every architecture
-_WRITE_FILE, _READ_FILE, _READ_DIR, _REMOVE_FILE, _MAKE_REG, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 5, 1 << 8, 1 << 14
+_WRITE_FILE, _READ_FILE, _READ_DIR, _MAKE_REG, _TRUNCATE = 1 << 1, 1 << 2, 1 << 3, 1 << 8, 1 << 14
 _RIGHTS = {1: (1 << 13) - 1, 2: (1 << 14) - 1, 3: (1 << 15) - 1, 5: (1 << 16) - 1}  # by the version that has them
 
 
@@ -102,7 +103,7 @@ def _restrict_files(libc, folder: str | None) -> None:
         allow(os.path.realpath(path), _READ_FILE)
     allow("/dev/null", _READ_FILE | _WRITE_FILE | _TRUNCATE)
     if folder is not None:
-        allow(folder, _READ_FILE | _READ_DIR | _WRITE_FILE | _REMOVE_FILE | _MAKE_REG | _TRUNCATE)
+        allow(folder, _READ_FILE | _READ_DIR | _WRITE_FILE | _MAKE_REG | _TRUNCATE)
     _call(libc.syscall, _RESTRICT_SELF, ruleset, 0, name="Landlock", remedy=remedy)
     os.close(ruleset)
 
@@ -118,18 +119,17 @@ _ALLOWED = {
     "restart_syscall": (219, 128), "exit": (60, 93), "exit_group": (231, 94), "pread64": (17, 67), "pwrite64": (18, 68),
     "readv": (19, 65), "writev": (20, 66), "stat": (4, None), "lstat": (6, None), "statx": (332, 291),
     "access": (21, None), "faccessat": (269, 48), "faccessat2": (439, 439), "readlink": (89, None),
-    "readlinkat": (267, 78), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "unlink": (87, None),
-    "unlinkat": (263, 35), "rename": (82, None), "renameat": (264, 38), "renameat2": (316, 276),
-    "ftruncate": (77, 46), "fsync": (74, 82), "fdatasync": (75, 83), "fadvise64": (221, 223), "dup": (32, 23),
-    "dup2": (33, None), "dup3": (292, 24), "close_range": (436, 436), "poll": (7, None), "ppoll": (271, 73),
-    "select": (23, None), "pselect6": (270, 72), "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173),
-    "getuid": (102, 174), "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "uname": (63, 160),
-    "sysinfo": (99, 179), "umask": (95, 166), "sched_yield": (24, 124), "sched_getaffinity": (204, 123),
-    "set_robust_list": (273, 99), "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
+    "readlinkat": (267, 78), "getcwd": (79, 17), "chdir": (80, 49), "fchdir": (81, 50), "ftruncate": (77, 46),
+    "fsync": (74, 82), "fdatasync": (75, 83), "fadvise64": (221, 223), "dup": (32, 23), "dup2": (33, None),
+    "dup3": (292, 24), "close_range": (436, 436), "poll": (7, None), "ppoll": (271, 73), "select": (23, None),
+    "pselect6": (270, 72), "getpid": (39, 172), "gettid": (186, 178), "getppid": (110, 173), "getuid": (102, 174),
+    "geteuid": (107, 175), "getgid": (104, 176), "getegid": (108, 177), "uname": (63, 160), "sysinfo": (99, 179),
+    "umask": (95, 166), "sched_yield": (24, 124), "sched_getaffinity": (204, 123), "set_robust_list": (273, 99),
+    "set_tid_address": (218, 96), "rseq": (334, 293), "membarrier": (324, 283),
 }  # fmt: skip
 _OPENAT, _FCNTL, _PRLIMIT64 = (257, 56), (72, 25), (302, 261)  # allowed with some arguments
 _FCNTL_COMMANDS = (0, 1, 2, 3, 1030)  # F_DUPFD, F_GETFD, F_SETFD, F_GETFL, F_DUPFD_CLOEXEC; F_SETOWN could send signals
-_ACCESS_MODE, _TRUNCATE_FLAG = 0o3, 0o1000
+_ACCESS_MODE, _TRUNCATE_FLAG, _NAMELESS_FLAG = 0o3, 0o1000, 0o20000000  # of <fcntl.h>
 _MACHINES = {"x86_64": (0, 0xC000003E), "aarch64": (1, 0xC00000B7)}  # column above, AUDIT_ARCH_*
 
 # Classic BPF: instruction codes of linux/bpf_common.h, results of linux/seccomp.h, offsets in struct seccomp_data.
@@ -145,8 +145,8 @@ def _argument(index: int, high: bool = False) -> int:
 def call_filter(machine: str) -> list[tuple[int, int, int, int]]:
     """The filter as instructions (code, jump if true, jump if false, operand).
 
-    Opening a file to read cannot truncate it, which the first versions of Landlock do not see. Limits can be read and
-    not set: root could raise them.
+    Opening a file to read cannot truncate it, which the first versions of Landlock do not see, and no file is made
+    without a name (O_TMPFILE). Limits can be read and not set: root could raise them.
     """
     column, architecture = _MACHINES[machine]
 
@@ -169,6 +169,9 @@ def call_filter(machine: str) -> list[tuple[int, int, int, int]]:
     program += branch(
         _OPENAT[column],
         [
+            (_LOAD, 0, 0, _argument(2)),
+            (_AND, 0, 0, _NAMELESS_FLAG),
+            *branch(_NAMELESS_FLAG, [refuse]),
             (_LOAD, 0, 0, _argument(2)),
             (_AND, 0, 0, _ACCESS_MODE | _TRUNCATE_FLAG),
             *branch(_TRUNCATE_FLAG, [refuse]),

@@ -1,20 +1,21 @@
 """Two processes that call each other's functions, one of which must not trust the other.
 
-Values that are plain (None, bool, int, float, complex, str, bytes, and lists, tuples, sets and dicts of them) cross as
-copies, of exactly these types: of a list with an `__eq__` of its own a list arrives. Everything else stays where it is,
-and a `Remote` stands for it. Messages are JSON, whose reading cannot run code. Imported by the child processes: the
-standard library alone.
+Values that are plain (None, bool, int, float, complex, str, bytes, range, and lists, tuples, sets and dicts of them)
+cross as copies, of exactly these types: of a list with an `__eq__` of its own a list arrives. Everything else stays
+where it is, and a `Remote` stands for it. Messages are JSON, whose reading cannot run code. Imported by the child
+processes: the standard library alone.
 """
 
 import builtins
 import json
 import operator
 import struct
+import weakref
 
 MESSAGE_BYTES = 16 * 2**20  # longest message
 
 _LENGTH = struct.Struct("!I")
-_PLAIN = (list, tuple, set, frozenset, dict, bytes, complex)
+_PLAIN = (list, tuple, set, frozenset, dict, bytes, complex, range)
 _MUTABLE = (list, set, dict)
 
 
@@ -33,7 +34,7 @@ class Remote:
     pass every test.
     """
 
-    __slots__ = ("_id", "_peer")
+    __slots__ = ("__weakref__", "_id", "_peer")
 
     def __init__(self, peer: "Peer", number: int):
         self._peer, self._id = peer, number
@@ -115,6 +116,7 @@ class Peer:
         self._reader, self._writer = open(descriptor, "rb"), open(descriptor, "wb", closefd=False)
         self._open_to_all = open_to_all
         self._mine: dict[int, object] = {}
+        self._theirs: weakref.WeakValueDictionary[int, Remote] = weakref.WeakValueDictionary()  # one of each, for `is`
         self.requests = 0  # that this end made
         self.gone = False
 
@@ -237,6 +239,8 @@ class Peer:
             return bytes(value).hex()
         if kind is complex:
             return [value.real, value.imag]
+        if kind is range:
+            return [self._encode(number) for number in (value.start, value.stop, value.step)]
         if kind is dict:
             return [[self._encode(key), self._encode(item)] for key, item in dict.items(value)]
         return [self._encode(item) for item in kind.__iter__(value)]
@@ -250,11 +254,13 @@ class Peer:
         if name == "yours":
             return self._mine[parts]
         if name == "mine":
-            return Remote(self, int(parts))
+            return self._theirs.setdefault(int(parts), Remote(self, int(parts)))
         if name == "bytes":
             return bytes.fromhex(parts)
         if name == "complex":
             return complex(*parts)
+        if name == "range":
+            return range(*map(self._decode, parts))
         if name == "dict":
             return {self._decode(key): self._decode(item) for key, item in parts}
         kinds = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}

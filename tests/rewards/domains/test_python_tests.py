@@ -75,6 +75,13 @@ def test_long_texts_take_linear_time():
         ("assert math.isclose(area(2), 4)", ["area"], ["math"]),
         ("assert copy([1]) == [1] and copy.__name__", ["copy"], []),
         ("def check(candidate):\n    assert candidate(1) == 1\ncheck(f)", ["f"], []),
+        ("def check(f):\n    assert f(1) == 1\ncheck(f)", ["f"], []),
+        (
+            "import os.path as p\nclass T:\n    g = f\n    def run(self, x=h): return [y for y in p.split(x)], y",
+            ["f", "h", "y"],
+            [],
+        ),
+        ("def setup():\n    global made\n    made = f(1)\nsetup()\nassert made", ["f"], []),
         ("for i, (a, b) in enumerate(CASES):\n    assert f(a) == b, i", ["CASES", "f"], []),
         ("try:\n    f(1)\nexcept ValueError as error:\n    assert str(error)", ["f"], []),
         ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"], []),

@@ -72,15 +72,23 @@ RIGHT = [
     ("from dataclasses import dataclass\n@dataclass\nclass P:\n    x: int\n"
      "    def __add__(self, o): return P(self.x + o.x)",
      "assert (P(1) + P(2)).x == 3 and P(1) == P(1) and P(1) != P(2)\np = P(1)\np.x = 5\nassert p.x == 5"),
+    ("from dataclasses import dataclass\n@dataclass\nclass Node:\n    value: int\n    next: 'Node' = None",
+     "assert Node(1, Node(2)).next.value == 2"),
+    ("def f(x): return x + 1",
+     "from dataclasses import dataclass\n@dataclass\nclass Case:\n    x: 'int'\nassert f(Case(1).x) == 2"),
+    ("import pickle\nclass Point: x = 1\ndef f(): return pickle.loads(pickle.dumps(Point())).x", "assert f() == 1"),
+    ("class Node:\n    def __init__(self, next=None): self.next = next",
+     "a = Node()\nb = Node(a)\nassert b.next is a and b.next in {a} and Node() is not a"),
+    ("def f(x): return x[1:]", "assert f(range(2**70)) == range(1, 2**70) and f(range(5, 0, -2)) == range(3, 0, -2)"),
     ("LIMIT = 7", "assert LIMIT == 7"),
+    ("def f(x): return x", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     ("import math, re, json, itertools, functools, heapq, decimal, datetime\ndef f(): return math.pi",
      "assert f() > 3"),
     ("def f(x): return x / 3", "import math\nassert math.isclose(f(1), 0.333, abs_tol=0.001)"),
     ("def f(x): return x", "def check(candidate):\n    assert candidate(1) == 1\ncheck(f)"),
     ("def f():\n    open('a', 'w').write('text')\n    return open('a').read()", "assert f() == 'text'"),
-    ("def f():\n    import os\n    os.rename('a', 'b') if os.path.exists('a') else open('a', 'w').close()\n"
-     "    return os.listdir()",
-     "assert f() == ['a'] and f() == ['b']"),
+    ("def f():\n    import os\n    open('b' if os.path.exists('a') else 'a', 'w').close()\n    return os.listdir()",
+     "assert f() == ['a'] and sorted(f()) == ['a', 'b']"),
     ("import random\ndef f(): return random.random()", "assert f() == 0.8444218515250481"),
     ("def f(n): return 0 if n == 0 else 1 + f(n - 1)", "assert f(900) == 900"),
     ("print('x' * 10**7)\ndef f(): return input", "assert callable(f())"),
@@ -160,6 +168,8 @@ WRONG = {
     "memory bit by bit": ("def f(x):\n    a = []\n    while True: a.append(bytes(2**20))", "assert f(1) == 1"),
     "a huge file": ("def f(x):\n    with open('a', 'wb') as file:\n"
         "        for _ in range(64): file.write(bytes(2**20))\n    return 1", "assert f(1) == 1"),
+    "a value for a function that is called behind a guard": (
+        "f = 1", "def test():\n    assert f(1) == 1\nif __name__ == '__main__':\n    test()"),
     "raised limits": ("import resource\ndef f(x):\n    resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))\n"
         "    return 1", "assert f(1) == 1"),
 }  # fmt: skip
@@ -241,6 +251,10 @@ ESCAPES = {
     "root": "import os; os.setuid(0)",
     "a priority": "import os; os.nice(-5)",
     "a terminal": "open('/dev/tty', 'w')",
+    # An open file without a name takes space that is not counted.
+    "removing its own file": "import os; open('a', 'w').close(); os.unlink('a')",
+    "replacing its own file": "import os; open('a', 'w').close(); open('b', 'w').close(); os.rename('a', 'b')",
+    "a file without a name": "import os; os.open('.', os.O_RDWR | os.O_TMPFILE)",
     "a device": "open('/dev/vda', 'rb')",
 }
 
@@ -268,6 +282,7 @@ def test_the_attempts_work_where_nothing_confines(tmp_path):
     harmless = (
         "a socket", "a command", "a shell", "fork", "the checkout", "the accounts", "a file of the home folder",
         "a folder", "a link", "a symbolic link", "a mode", "a pipe on disk", "memory of its own name",
+        "removing its own file", "replacing its own file",
     )  # fmt: skip
     for name in harmless:
         program, _ = attempt(ESCAPES[name].format(port=0, home=tmp_path, checkout=ROOT))
