@@ -196,6 +196,7 @@ def test_the_command_compares_prints_and_writes(tmp_path):
         (["--engines=tunix"], "pip install google-tunix"),
         (["--workload=gradient_norms", "--engines=gvm_jax,vllm"], "gradient_norms: vllm cannot run it"),
         (["--norms=chunk"], "--norms=chunk: must be FIELD=VALUE"),
+        (["--json=/no/folder/out.json"], "--json=/no/folder/out.json: its folder does not exist"),
     ],
 )
 def test_bad_flags_end_with_what_to_do(tmp_path, flags, message):
