@@ -143,6 +143,8 @@ def main(argv: list[str]) -> None:
     missing = [name for name, (script, _) in engines.items() if not script.is_file()]
     if missing:
         raise app.UsageError(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
+    if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():  # told now, not after hours
+        raise app.UsageError(f"--json={_JSON.value}: its folder does not exist; make it first")
     try:
         model = str(model_folder(_MODEL.value).resolve())
         workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value, _PROMPTS.value)

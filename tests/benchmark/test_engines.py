@@ -196,6 +196,7 @@ def test_the_command_compares_prints_and_writes(tmp_path):
         (["--engines=tunix"], "pip install google-tunix"),
         (["--workload=gradient_norms", "--engines=gvm_jax,vllm"], "gradient_norms: vllm cannot run it"),
         (["--norms=chunk"], "--norms=chunk: must be FIELD=VALUE"),
+        (["--json=/no/folder/out.json"], "--json=/no/folder/out.json: its folder does not exist"),
     ],
 )
 def test_bad_flags_end_with_what_to_do(tmp_path, flags, message):
@@ -205,6 +206,21 @@ def test_bad_flags_end_with_what_to_do(tmp_path, flags, message):
     done = subprocess.run(command, capture_output=True, text=True, cwd=MODEL.parent.parent)
     assert done.returncode and message in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"micro_batch": 5}, r"optimizer.micro_batch = 5: must divide the rollouts of one update"),
+        ({"rollout": {"pagesize": 1}}, r"rollout.pagesize = 1: unknown field; did you mean rollout.page_size"),
+        ({"step": {"remat": "ful"}}, r"model.remat = 'ful': must be .*; did you mean 'full'"),
+    ],
+)
+def test_a_step_that_cannot_be_run_is_told_as_a_config_is(tokenizer, settings, message):
+    engines = {"gvm_jax": (ENGINES / "gvm_jax_step.py", sys.executable)}
+    workload = given_step(tokenizer)
+    with pytest.raises(BenchmarkError, match=message):
+        compare(workload, [workload.counts], engines, 1, {**SETTINGS, "step": {}, "micro_batch": 4, **settings})
 
 
 def test_an_unknown_rollout_field_is_named(tokenizer):

@@ -18,6 +18,7 @@ class GvmJaxStep:
 
     def __init__(self, workload: dict):
         from configs import default
+        from gvm_jax.config import validate
         from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.programs import StepPrograms
         from gvm_jax.training.run import Run
@@ -36,8 +37,8 @@ class GvmJaxStep:
         config.data.max_prompt_tokens = max(map(len, workload["prompts"]))
         config.prompts_per_step, config.rollouts_per_step = prompts, sum(workload["counts"])
         config.rollout.max_new_tokens, config.rollout.slots = workload["max_new_tokens"], workload["slots"]
-        for name, value in workload["rollout"].items():
-            config.rollout[name] = value
+        with config.unlocked():  # `validate` tells of unknown fields
+            config.rollout.update(workload["rollout"])
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, workload["micro_batch"]
         if settings["mode"] == "pilot":
             config.allocation.strategy, config.allocation.mode = "gvm_paper", "pilot"
@@ -45,6 +46,7 @@ class GvmJaxStep:
             config.allocation.pilot_weight, config.allocation.decay = 0.0, 0.0
         else:
             config.gradient_norms.method = "update"
+        validate(config)
         self._run = run = Run(config)
         if [list(tokens) for tokens in run.prompts.tokens] != workload["prompts"]:
             raise ValueError("this project's prompts are not the workload's")

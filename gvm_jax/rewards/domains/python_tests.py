@@ -105,6 +105,8 @@ class PythonTests(Domain):
         """Whether it is Python that does more than define, with the standard library and names of a program."""
         try:
             tree = ast.parse(reference)
+            needs, tests = _completed(reference)
+            compile(tests, "tests.py", "exec")  # finds more: a `return` outside of a function
         except (SyntaxError, ValueError):
             return False
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -112,7 +114,7 @@ class PythonTests(Domain):
         return (
             {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
             and not all(isinstance(node, _DEFINITIONS) for node in tree.body)
-            and bool(needs_of(reference).names)
+            and bool(needs.names)
         )
 
     def close(self) -> None:
@@ -120,8 +122,7 @@ class PythonTests(Domain):
         remove(self.root)
 
     def _run(self, program: str, tests: str, seconds: float) -> Outcome:
-        needs = needs_of(tests)
-        tests = "".join(f"import {module}\n" for module in needs.modules) + tests
+        needs, tests = _completed(tests)
         return run(program, tests, needs.names, self.root, seconds, self.limits.memory_mib * 2**20)
 
 
@@ -180,3 +181,9 @@ def needs_of(tests: str) -> Needs:
     free = used - bound
     modules = (free - bare) & sys.stdlib_module_names
     return Needs(sorted(free - modules), sorted(modules))
+
+
+def _completed(tests: str) -> tuple[Needs, str]:
+    """What tests need, and their text with the imports that it lacks."""
+    needs = needs_of(tests)
+    return needs, "".join(f"import {module}\n" for module in needs.modules) + tests
