@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 from gvm_jax.config import RULES, ConfigError, hint
 
 WRONG_FLAGS = 2  # exit code
+INTERRUPTED = 130  # likewise, as shells have it
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
 _WORKDIR = flags.DEFINE_string(
@@ -28,8 +29,16 @@ _FIELD = ("--config.FIELD=VALUE", "Sets a field of the config; configs/default.p
 
 def run(main: Callable[[], None], required: Sequence[str] = ("config",)) -> None:
     """Parses the flags, then calls `main`. Ends with `WRONG_FLAGS` where they are wrong."""
+
+    def interruptible(_) -> None:
+        try:
+            main()
+        except KeyboardInterrupt:  # a second one, or one where nothing is to be saved
+            print("interrupted", file=sys.stderr)
+            sys.exit(INTERRUPTED)
+
     flags.mark_flags_as_required(list(required))
-    app.run(lambda _: main(), flags_parser=functools.partial(_parse, main, required))
+    app.run(interruptible, flags_parser=functools.partial(_parse, main, required))
 
 
 def fail(message: str) -> NoReturn:
@@ -107,6 +116,13 @@ def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -
         print(help_text(main, required))
         sys.exit(0)
     _check_fields(argv[1:])
+    given = _given_config(argv)
+    if not given and any(re.match(r"--?(no)?config\.", argument) for argument in argv[1:]):
+        fail(
+            "--config is missing, whose field is to be set: give --config=configs/quickstart.py; --help lists the flags"
+        )
+    if given and not (file := pathlib.Path(given.partition(":")[0])).is_file():
+        fail(f"--config={given}: no such file; {_file_hint(file)}")
     try:
         rest = flags.FLAGS(argv)
     except (flags.Error, OSError) as error:  # OSError: relative paths are relative to the folder it is run from
@@ -118,8 +134,6 @@ def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -
         raise
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    if _CONFIG.value is not None and not (file := pathlib.Path(config_path().partition(":")[0])).is_file():
-        fail(f"--config={config_path()}: no such file; {_file_hint(file)}")
     if _WORKDIR.value == "":
         fail("--workdir= is empty; name a folder, or leave the flag out for runs/ and the config's name")
     return rest
@@ -144,7 +158,7 @@ def _file_hint(path: pathlib.Path) -> str:
 
 def _of_config_file(error: BaseException, argv: Sequence[str]) -> str | None:
     """One line for an error that loading the config file raised, with file and line; None for another error."""
-    given = next((value for value in map(_given_config, argv, [*argv[1:], ""]) if value), "")
+    given = _given_config(argv)
     path, _, argument = given.partition(":")
     for raised in _chain(error):
         if isinstance(raised, SyntaxError):
@@ -169,10 +183,12 @@ def _words(error: BaseException) -> str:
     return " ".join(str(error.args[0] if error.args else error).split())
 
 
-def _given_config(argument: str, following: str) -> str:
-    """What --config is by the arguments, before they are parsed; "" for another flag."""
-    flag = re.fullmatch(r"--?config(?:=(.*))?", argument)
-    return (following if flag[1] is None else flag[1]) if flag else ""
+def _given_config(argv: Sequence[str]) -> str:
+    """What --config is by the arguments, before they are parsed; "" where it is not among them."""
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if flag := re.fullmatch(r"--?config(?:=(.*))?", argument):
+            return following if flag[1] is None else flag[1]
+    return ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 from etils import epath
+from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError, from_json
 from gvm_jax.data import DataError, load_tokenizer, stop_token_ids
@@ -30,12 +31,11 @@ def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int 
     Raises:
       FileNotFoundError: the workdir has no config or no checkpoint.
       DataError: its tokenizer does not know the run's `rollout.stop_tokens`.
-      ModelError: the run's `model.path`, whose config and tokenizer are copied, is no longer there.
+      ModelError: the run's `model.path`, whose config and tokenizer are copied, is no longer there; or `out` is no
+        folder for a model: something else's config.json would be lost.
     """
-    config_path = workdir_path(workdir) / "config.json"
-    if not config_path.exists():
-        raise FileNotFoundError(f"{config_path} is not there; --workdir must name the folder of a run")
-    config = from_json(config_path.read_text())
+    _check_out(out)
+    config = run_config(workdir)
     source = model_folder(config.model.path)
     if out.resolve() == source.resolve():
         raise ModelError(f"--out={out} is the run's own base model; name another folder")
@@ -46,6 +46,26 @@ def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int 
     if config.rollout.stop_tokens:
         _end_at(config.rollout.stop_tokens, out)
     return step
+
+
+def _check_out(out: pathlib.Path) -> None:
+    held = out / "config.json"
+    if out.exists() and not out.is_dir():
+        raise ModelError(f"--out={out} is a file; name a folder")
+    try:
+        models = not held.exists() or "model_type" in json.loads(held.read_text(encoding="utf-8"))
+    except ValueError:
+        models = False
+    if not models:
+        raise ModelError(f"--out={out} holds a config.json that is no model's, perhaps a run's; name another folder")
+
+
+def run_config(workdir: os.PathLike[str]) -> ConfigDict:
+    """The config of a run; FileNotFoundError where there is none."""
+    path = workdir_path(workdir) / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there; --workdir must name the folder of a run")
+    return from_json(path.read_text())
 
 
 def _end_at(stop_tokens: tuple[str, ...], folder: pathlib.Path) -> None:
@@ -70,6 +90,9 @@ def main() -> None:
     except (ConfigError, DataError, OSError, ModelError) as error:
         sys.exit(f"error: {error}")
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
+    data = run_config(arguments.workdir).data
+    print("trained on prompts that the folder's chat template alone does not make:")
+    print(f"  data.system_prompt = {data.system_prompt!r}\n  data.user_template = {data.user_template!r}")
 
 
 if __name__ == "__main__":

@@ -208,6 +208,10 @@ def run_and_report(config: ConfigDict, workdir: str) -> None:
         if "://" in workdir:
             raise ConfigError(f"--workdir={workdir}: an evaluation's must be a local folder")
         paths = _DATA.value or [config.evaluation.path]
+        if not any(paths):
+            raise ConfigError("no benchmark is named: give --data=math500,gsm8k or --data=FILE; --help lists the flags")
+        if not _CHECKPOINT.value and not config.model.path:
+            raise ConfigError("no model is named: give --config.model.path=FOLDER, or --checkpoint=WORKDIR of a run")
         summaries = evaluate(config, pathlib.Path(workdir), paths, _CHECKPOINT.value, _STEP.value)
     except (ConfigError, DataError, ModelError, VerifierFailure, OSError) as error:
         sys.exit(f"error: {error}")
@@ -216,7 +220,9 @@ def run_and_report(config: ConfigDict, workdir: str) -> None:
         sys.exit(EXIT_CODE)
     if jax.process_index() == 0:
         rich.print(final_table(table_rows(summaries)))
-        print(f"samples     {workdir}/DATA_SET/samples.jsonl\nmetrics     {workdir}/metrics.json")
+        for name in summaries:
+            print(f"samples     {workdir}/{name}/samples.jsonl")
+        print(f"metrics     {workdir}/metrics.json")
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError, build_prompts, load_config_rows, load_tokenizer
-from gvm_jax.data.prompts import TOO_LONG, UNREADABLE
+from gvm_jax.data.prompts import TOO_LONG, UNREADABLE, UNREADABLE_ADVICE
 from gvm_jax.rewards import Grader, VerifierFailure
 
 PERCENTILES = (0, 50, 90, 99, 100)
@@ -63,6 +63,8 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
         f"tokens    {', '.join(f'{share} %: {length}' for share, length in percentiles)} of all rows' prompts; "
         f"data.max_prompt_tokens = {limit}",
     ]
+    if 2 * sum(readable) < len(rows):
+        lines.append(f"note      {UNREADABLE_ADVICE}")
     for number in shown:
         reads = "the verifier reads it" if readable[number] else "the verifier cannot read it"
         lines += [

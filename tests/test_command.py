@@ -52,6 +52,8 @@ MISTAKES = {
     "": "--config is missing: give --config=configs/quickstart.py; --help lists the flags",
     "--config=nope.py": "--config=nope.py: no such file; name one of configs/",
     "--config=configs/quikstart.py": "no such file; did you mean configs/quickstart.py?",
+    "--config=configs/quikstart.py --config.steps=3": "no such file; did you mean configs/quickstart.py?",
+    "--config.steps=3": "--config is missing, whose field is to be set: give --config=configs/quickstart.py",
     "--confi=3": "Unknown command line flag 'confi'. Did you mean: config ?",
     f"{QUICKSTART}:rafft": "argument 'rafft' of the config file: must be one of raft, gvm_raft, grpo, gvm_grpo; "
     "did you mean raft?",

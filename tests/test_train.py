@@ -16,7 +16,7 @@ import pytest
 import gvm_jax.train as train_module
 from configs import quickstart
 from gvm_jax.convert import convert
-from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.config import ModelError, Qwen2Config
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
 from gvm_jax.rewards import VerifierFailure
@@ -148,6 +148,21 @@ def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_pa
         convert(run, tmp_path / "model", "bfloat16")
         ends.append(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"])
     assert ends == [[16, 15], [16]]
+
+
+@pytest.mark.parametrize("held", [None, '{"steps": 3}', "not JSON"])
+def test_an_export_overwrites_nothing_but_a_model(finished, tmp_path, held):
+    out = finished if held is None else tmp_path / "out"
+    if held is not None:
+        out.mkdir()
+        (out / "config.json").write_text(held)
+    before = (out / "config.json").read_bytes()
+    with pytest.raises(ModelError, match=r"holds a config.json that is no model's, perhaps a run's"):
+        convert(finished, out, "bfloat16")
+    assert (out / "config.json").read_bytes() == before
+    (tmp_path / "file").touch()
+    with pytest.raises(ModelError, match=r"--out=.*file is a file"):
+        convert(finished, tmp_path / "file", "bfloat16")
 
 
 def test_an_exported_policy_is_the_same_in_transformers(finished, tmp_path):

@@ -17,6 +17,11 @@ if TYPE_CHECKING:
 
 TOO_LONG = "longer than data.max_prompt_tokens"
 UNREADABLE = "reference answer that the verifier cannot read"
+# Where most rows are such ones.
+UNREADABLE_ADVICE = (
+    "most references cannot be read: where answers end longer solutions, set data.answer_after or "
+    "data.answer_from = boxed; gvm-jax inspect shows rows"
+)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

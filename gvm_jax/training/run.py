@@ -10,6 +10,7 @@ import numpy as np
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
 from gvm_jax.data import PromptSet, PromptStream
+from gvm_jax.data.prompts import UNREADABLE, UNREADABLE_ADVICE
 from gvm_jax.models.sharding import replicated
 from gvm_jax.rewards import Verdict
 from gvm_jax.rewards.scores import group_answers, ks, majority, pass_at_k
@@ -181,4 +182,5 @@ def describe_run(run: Run) -> list[str]:
 
 def _describe(path: str, prompts: PromptSet) -> str:
     dropped = "".join(f"; dropped {rows}: {reason}" for reason, rows in prompts.dropped.items())
-    return f"{path}: {len(prompts)} prompts{dropped}"
+    advice = f". {UNREADABLE_ADVICE}" if 2 * prompts.dropped.get(UNREADABLE, 0) > prompts.num_rows else ""
+    return f"{path}: {len(prompts)} prompts{dropped}{advice}"

@@ -163,6 +163,22 @@ def test_parses_tells_which_references_the_verifier_reads(grader):
     assert grader.parses([]).shape == (0,)
 
 
+def test_words_are_not_read_as_products_of_their_letters(grader):
+    words = ["Paris", "no number here, sorry about that", "so 2 of them and 3 more make five apples in all"]
+    assert not grader.parses(words).any()
+    mathematics = [
+        r"\text{Tuesday}",
+        "12 cubic meters",
+        r"\sin x",
+        "sqrt(2)",
+        "ABCD",
+        "xyz",
+        r"x \in \mathbb{R}",
+        "arctan(y)",
+    ]
+    assert grader.parses(mathematics).all()
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [

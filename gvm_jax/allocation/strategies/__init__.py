@@ -1,6 +1,7 @@
 """The strategies by name: one file each, one line of the registry each."""
 
 import dataclasses
+import difflib
 from typing import Any
 
 from gvm_jax.allocation.strategies.cero import Cero
@@ -44,7 +45,11 @@ def make_strategy(config: Any) -> Strategy:
         ConfigError: the name is not in `STRATEGIES`, or the mode or the floor do not suit the strategy.
     """
     if config.strategy not in STRATEGIES:
-        raise ConfigError(f"allocation.strategy = {config.strategy!r}: unknown; use one of {', '.join(STRATEGIES)}")
+        near = difflib.get_close_matches(config.strategy, STRATEGIES, n=1)
+        raise ConfigError(
+            f"allocation.strategy = {config.strategy!r}: unknown; use one of {', '.join(STRATEGIES)}"
+            + (f"; did you mean {near[0]}?" if near else "")
+        )
     strategy = STRATEGIES[config.strategy]
     if strategy.rounds and config.mode != "online":
         raise ConfigError(

@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+import re
 
 from math_verify import ExprExtractionConfig, LatexExtractionConfig, parse, verify
 
@@ -9,6 +10,10 @@ from gvm_jax.rewards.answers import compare_numbers, extract_boxed
 from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
 
+MOST_WORDS = 6  # of a reference with a number: "12 cubic meters per second"
+_FUNCTIONS = r"\b(?:(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|infinity|infty|floor|ceil)\b"
+_NO_WORDS = re.compile(rf"\\(?:text\w*|mathrm|mbox)\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+|{_FUNCTIONS}")
+_WORD = re.compile(r"[A-Za-z]*[a-z]{4,}|[A-Z][a-z]{2,}")
 _GOLD = (LatexExtractionConfig(),)
 _ANSWER = (ExprExtractionConfig(), LatexExtractionConfig())
 
@@ -40,12 +45,21 @@ class Math(Domain):
         return ACCEPTED if equivalent(answer, reference) else REJECTED
 
     def parses(self, reference: str) -> bool:
-        r"""Whether math-verify reads `\boxed{reference}` as mathematics, rather than as mere characters to compare."""
-        return any(not isinstance(reading, str) for reading in _read(reference, _GOLD))
+        r"""Whether math-verify reads `\boxed{reference}` as mathematics, rather than as mere characters to compare.
+
+        Bare words are not, though it reads them as products of their letters: "Paris" would be "pairs".
+        """
+        return not _is_prose(reference) and any(not isinstance(reading, str) for reading in _read(reference, _GOLD))
 
     def equivalent(self, answer: str, leader: str) -> bool:
         """Whether the answer is right where the other is the reference."""
         return equivalent(answer, leader)
+
+
+def _is_prose(reference: str) -> bool:
+    r"""Whether it is words without a number, or many words; LaTeX's commands, functions and \text{...} are none."""
+    words = _WORD.findall(_NO_WORDS.sub(" ", reference))
+    return len(words) > MOST_WORDS or bool(words and not re.search(r"\d", reference))
 
 
 def equivalent(answer: str, gold: str) -> bool:
