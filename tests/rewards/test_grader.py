@@ -164,7 +164,11 @@ def test_parses_tells_which_references_the_verifier_reads(grader):
 
 
 def test_words_are_not_read_as_products_of_their_letters(grader):
-    words = ["Paris", "no number here, sorry about that", "so 2 of them and 3 more make five apples in all"]
+    words = [
+        "Paris",
+        "no number here, sorry about that",
+        "there were 2 of them, and with 3 more from somewhere that makes five apples",
+    ]
     assert not grader.parses(words).any()
     mathematics = [
         r"\text{Tuesday}",

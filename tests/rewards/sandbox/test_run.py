@@ -35,11 +35,13 @@ def root(tmp_path):
 
 
 def sessions() -> set[int]:
-    """All processes that were started by a test run, orphans too."""
+    """Processes of programs that this process started, orphans too; not those of tests that run beside it."""
     found = set()
     for process in psutil.process_iter():
         try:
-            if any(part.endswith("sandbox/child.py") for part in process.cmdline()):
+            parents = [parent.pid for parent in process.parents()]
+            mine = os.getpid() in parents or len(parents) <= 1  # an orphan's only parent is the first process
+            if mine and any(part.endswith("sandbox/child.py") for part in process.cmdline()):
                 found.add(process.pid)
         except psutil.Error:
             continue

@@ -92,8 +92,8 @@ def brute_force():
 def check_partial():
     """Compares a `partial_attention` with brute force on a problem."""
 
-    def check(partial_attention, args, tolerance=2e-5, mesh=None):
-        interpret = jax.default_backend() == "cpu"
+    def check(partial_attention, args, tolerance=2e-5, interpret=None, mesh=None):
+        interpret = jax.default_backend() == "cpu" if interpret is None else interpret
         got = jax.jit(lambda *args: partial_attention(*args, interpret=interpret, mesh=mesh))(*args)
         for name, actual, expected in zip(("values", "peak", "total"), got, attend_by_brute_force(*args), strict=True):
             assert actual.dtype == jnp.float32
