@@ -3,8 +3,8 @@
 import os
 import pathlib
 
-# GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest -k "cudnn or brute or refused"
-# tests/models/test_attention.py tests/rollout/kernels/test_partial_gpu.py
+# GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest
+# -k "cudnn or brute or refused" tests/models/test_attention.py tests/rollout/kernels/test_partial_gpu.py
 os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
