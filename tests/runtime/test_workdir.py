@@ -15,9 +15,21 @@ ROOT = pathlib.Path(__file__).parent.parent.parent
 
 RUN = """
 import json, os, sys
+from gcp_storage_emulator.handlers import objects
 from gcp_storage_emulator.server import create_server
 
+# Google's store says an object's generation with its bytes; without it TensorStore takes each for generation 0 and
+# fails now and then ("Malformed StorageGeneration").
+download = objects.download
+def download_with_generation(request, response, storage):
+    download(request, response, storage)
+    if response.status < 300:
+        name = request.params["bucket_name"], request.params["object_id"]
+        response["x-goog-generation"] = storage.get_file_obj(*name)["generation"]
+objects.download = download_with_generation
+
 server = create_server("localhost", 0, in_memory=True, default_bucket="bucket")
+server._api.daemon = True  # or the process would wait for it after an error
 server.start()
 address = "http://localhost:%d" % server._api._httpd.socket.getsockname()[1]
 os.environ |= {"STORAGE_EMULATOR_HOST": address, "TENSORSTORE_GCS_HTTP_URL": address, "GOOGLE_CLOUD_PROJECT": "none"}
