@@ -27,8 +27,18 @@ _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-h
 _FIELD = ("--config.FIELD=VALUE", "Sets a field of the config; configs/default.py explains each. May be repeated.")
 
 
-def run(main: Callable[[], None], required: Sequence[str] = ("config",)) -> None:
-    """Parses the flags, then calls `main`. Ends with `WRONG_FLAGS` where they are wrong."""
+def run(
+    main: Callable[[], None], required: Sequence[str] = ("config",), shared: Sequence[str] = ("config", "workdir")
+) -> None:
+    """Parses the flags, then calls `main`. Ends with `WRONG_FLAGS` where they are wrong.
+
+    Args:
+      main: of the command's module, whose docstring and own flags --help shows.
+      required: flags that must be given.
+      shared: which of this module's flags the command has.
+    """
+    for name in {"config", "workdir"} - set(shared):
+        delattr(flags.FLAGS, name)
 
     def interruptible(_) -> None:
         try:
@@ -83,10 +93,11 @@ def help_text(main: Callable[[], None], required: Sequence[str]) -> str:
     """What --help prints: the docstring of the command's module, which has an example, and its flags."""
     module = main.__module__
     own = flags.FLAGS.get_flags_for_module(sys.argv[0] if module == "__main__" else module)
-    shared = [flags.FLAGS["config"], flags.FLAGS["workdir"]]
+    shared = [flags.FLAGS[name] for name in ("config", "workdir") if name in flags.FLAGS]
     flag_list = sorted([*shared, *own], key=lambda flag: flag.name not in required)  # required ones first
     rows = [(_shown(flag), _meaning(flag, flag.name in required)) for flag in flag_list]
-    rows.insert(1, _FIELD)
+    if "config" in flags.FLAGS:
+        rows.insert(1, _FIELD)
     lines = [sys.modules[module].__doc__.strip(), "", "flags:"]
     for shown, meaning in rows:
         wrapped = textwrap.wrap(meaning, width=86)
@@ -115,8 +126,10 @@ def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -
     if _HELP & set(argv):
         print(help_text(main, required))
         sys.exit(0)
-    _check_fields(argv[1:])
-    given = _given_config(argv)
+    given = ""
+    if "config" in flags.FLAGS:
+        _check_fields(argv[1:])
+        given = _given_config(argv)
     if not given and any(re.match(r"--?(no)?config\.", argument) for argument in argv[1:]):
         fail(
             "--config is missing, whose field is to be set: give --config=configs/quickstart.py; --help lists the flags"
@@ -134,7 +147,7 @@ def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -
         raise
     if len(rest) > 1:
         fail(f"unexpected argument {rest[1]!r}; options are written --name=value")
-    if _WORKDIR.value == "":
+    if "workdir" in flags.FLAGS and _WORKDIR.value == "":
         fail("--workdir= is empty; name a folder, or leave the flag out for runs/ and the config's name")
     return rest
 
@@ -145,7 +158,9 @@ def _check_fields(arguments: Sequence[str]) -> None:
         if not (flag := re.match(r"--?(no)?config\.([^=\[]+)", argument)):
             continue
         name = flag[2]
-        if name not in RULES and not any(field.startswith(f"{name}.") for field in RULES):
+        if fields := [f"--config.{field}" for field in RULES if field.startswith(f"{name}.")]:
+            fail(f"--config.{name}: a section; set a field of it, such as {fields[0]}={argument.partition('=')[2]}")
+        if name not in RULES:
             fail(f"--config.{name}: no such field; {hint(name, '--config.')}")
 
 
@@ -215,5 +230,7 @@ def _reason(message: str) -> str:
     if missing := re.match(r"flag --(\w+)=None: ", message):
         example = {"config": "configs/quickstart.py"}.get(missing[1], "VALUE")
         return f"--{missing[1]} is missing: give --{missing[1]}={example}; --help lists the flags"
+    if (field := re.match(r"flag --config\.([\w.]+)=.*?: ", message, re.DOTALL)) and field[1] in RULES:
+        return f"{field[0].removeprefix('flag ')}must be {RULES[field[1]].allowed}"
     flag, _, reason = message.removeprefix("flag ").partition(": ")
     return " ".join((f"{flag}: {reason}" if message.startswith("flag --") else message).split())

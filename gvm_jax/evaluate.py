@@ -36,6 +36,7 @@ from gvm_jax.runtime.mesh import describe_devices
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.progress import final_table
 from gvm_jax.runtime.workdir import workdir_path
+from gvm_jax.training.journal import MAX_TRUNCATED
 from gvm_jax.training.sampler import Sampler
 
 PROMPT_FIELDS = ("system_prompt", "user_template")  # of the section `data`
@@ -223,6 +224,12 @@ def run_and_report(config: ConfigDict, workdir: str) -> None:
         for name in summaries:
             print(f"samples     {workdir}/{name}/samples.jsonl")
         print(f"metrics     {workdir}/metrics.json")
+        for name, summary in summaries.items():
+            if summary["cut_off"] > MAX_TRUNCATED:
+                print(
+                    f"note        {name}: {summary['cut_off']:.0%} of the answers were cut at rollout.max_new_tokens = "
+                    f"{config.rollout.max_new_tokens}; raise it if they needed more"
+                )
 
 
 if __name__ == "__main__":

@@ -85,4 +85,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, required=["config", "topology"])
+    command.run(main, required=["config", "topology"], shared=["config"])

@@ -4,8 +4,11 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 """
 
 import dataclasses
+import functools
 import os
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,12 +50,8 @@ def train(config, workdir: os.PathLike[str]) -> None:
             print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
         files = Workdir(workdir, active=first)
         checkpointer = Checkpointer(workdir, **config.checkpoint, before_save=files.upload)
-        state, extra, resume_step = checkpointer.restore(run.abstract_state) or (run.initial_state(), {}, None)
-        if extra and extra["data"] != run.prompts.fingerprint():
-            raise ConfigError(
-                f"data.path = {config.data.path!r}: not the data that {workdir} was trained on so far, so its "
-                "statistics would belong to other prompts; restore the file or use another --workdir"
-            )
+        saved = checkpointer.restore(run.abstract_state, functools.partial(check_data, run, workdir))
+        state, extra, resume_step = saved or (run.initial_state(), {}, None)
         totals = Totals(**extra.get("totals", {}))
         if totals.steps >= config.steps and first:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
@@ -68,6 +67,15 @@ def train(config, workdir: os.PathLike[str]) -> None:
             checkpointer.close()
             if tracker:
                 tracker.close(complete=totals.steps >= config.steps)
+
+
+def check_data(run: Run, workdir: os.PathLike[str], extra: Mapping[str, Any]) -> None:
+    """Raises ConfigError where a checkpoint was trained on other prompts than the run's."""
+    if extra["data"] != run.prompts.fingerprint():
+        raise ConfigError(
+            f"data.path = {run.config.data.path!r}: not the data that {workdir} was trained on so far, so its "
+            "statistics would belong to other prompts; restore the file or use another --workdir"
+        )
 
 
 def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:

@@ -64,7 +64,9 @@ MISTAKES = {
     "--config.optimizer.learning_rate?",
     f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
     f"{QUICKSTART} --config.xyzzy=1": "no such field; configs/default.py lists the known ones",
-    f"{QUICKSTART} --config.steps=x": "--config.steps=x: invalid literal for int",
+    f"{QUICKSTART} --config.steps=x": "--config.steps=x: must be an integer >= 1",
+    f"{QUICKSTART} --config.objective.mask_truncated=maybe": "=maybe: must be True or False",
+    f"{QUICKSTART} --config.data=gsm8k": "a section; set a field of it, such as --config.data.path=gsm8k",
     f"{QUICKSTART} --workdir=": "--workdir= is empty; name a folder",
     f"{QUICKSTART} x": "unexpected argument 'x'; options are written --name=value",
     OWN + "syntax.py": "/syntax.py, line 2: '(' was never closed",
@@ -150,9 +152,19 @@ def test_the_help_of_a_command_has_its_flags_and_no_others():
     assert done.returncode == 0 and done.stdout.startswith("Does it fit? `python -m gvm_jax.plan --config=")
     shown = [line.split()[0].partition("=")[0] for line in done.stdout.splitlines() if line.startswith("  --")]
     assert shown == [
-        *("--config", "--config.FIELD", "--topology", "--workdir"),
+        *("--config", "--config.FIELD", "--topology"),
         *("--[no]search", "--data_rows", "--prompt_tokens", "--response_tokens"),
     ]
+
+
+def test_a_command_without_a_config_has_its_flags_and_no_others():
+    done = call(sys.executable, "-m", "gvm_jax.benchmark", "--help")
+    assert done.returncode == 0 and done.stdout.startswith("This project beside its peers: `python -m gvm_jax.bench")
+    assert "--model=VALUE" in done.stdout and "--config" not in done.stdout and "--workdir" not in done.stdout
+    missing, other = (call(sys.executable, "-m", "gvm_jax.benchmark", *flags) for flags in ([], ["--workdir=x"]))
+    assert missing.returncode == other.returncode == 2
+    assert "error: --model is missing" in missing.stderr
+    assert "error: Unknown command line flag 'workdir'" in other.stderr
 
 
 def test_a_flag_of_its_own_that_is_missing_is_named():

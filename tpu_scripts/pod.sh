@@ -50,6 +50,10 @@ while [ $# -gt 0 ]; do
   --project=*) project=${1#*=} ;;
   --spot) spot=yes ;;
   --dry-run) dry_run=yes ;;
+  -h | --help)
+    usage
+    exit
+    ;;
   --)
     shift
     break

@@ -9,8 +9,9 @@ import pathlib
 import sys
 from collections.abc import Sequence
 
-from absl import app, flags
+from absl import flags
 
+from gvm_jax import command
 from gvm_jax.benchmark import report
 from gvm_jax.benchmark.comparison import compare
 from gvm_jax.benchmark.efficiency import PASSES, Yardstick
@@ -132,19 +133,17 @@ def parse_settings(flag: str, pairs: Sequence[str]) -> dict[str, str | float]:
     return settings
 
 
-def main(argv: list[str]) -> None:
+def main() -> None:
     """Parse flags, measure, report."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected argument {argv[1]!r}; options are written --name=value")
     names = _ENGINES.value
     if not names or len(set(names)) < len(names) or not set(names) <= set(INSTALL):
-        raise app.UsageError(f"--engines={','.join(names)}: must be some of {', '.join(INSTALL)}, each once")
+        command.fail(f"--engines={','.join(names)}: must be some of {', '.join(INSTALL)}, each once")
     engines = {name: (ENGINES / f"{name}_{TASKS[_WORKLOAD.value]}.py", _PYTHON[name].value) for name in names}
     missing = [name for name, (script, _) in engines.items() if not script.is_file()]
     if missing:
-        raise app.UsageError(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
+        command.fail(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
     if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():  # told now, not after hours
-        raise app.UsageError(f"--json={_JSON.value}: its folder does not exist; make it first")
+        command.fail(f"--json={_JSON.value}: its folder does not exist; make it first")
     try:
         model = str(model_folder(_MODEL.value).resolve())
         workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value, _PROMPTS.value)
@@ -174,5 +173,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    flags.mark_flag_as_required("model")
-    app.run(main)
+    command.run(main, required=["model"], shared=[])

@@ -1,6 +1,7 @@
 """Reads a data set from files, from the Hugging Face hub or built in, into checked rows (problem, answer)."""
 
 import csv
+import difflib
 import json
 import math
 import pathlib
@@ -110,6 +111,9 @@ def _load_table(path: str, subset: str, split: str, section: str) -> Sequence[di
         return [record for file in _split_files(local, split, section) for record in _read_file(file, section)]
     if looks_local(path):
         raise DataError(f"{section}.path = {path!r}: there is no such file or folder. Allowed: {_ALLOWED}.")
+    near = difflib.get_close_matches(path, NAMED, n=1, cutoff=0.8)  # the hub's own names are OWNER/NAME
+    if near and path not in NAMED:
+        raise DataError(f"{section}.path = {path!r}: no such data set; did you mean {near[0]!r}?")
     return _load_from_hub(path, subset, split, section)
 
 

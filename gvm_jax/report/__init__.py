@@ -25,7 +25,9 @@ def show(workdir: os.PathLike[str], out: os.PathLike[str] | None = None) -> None
     rich.print(final_table(summary_rows(run), title=str(workdir)))
     _say(write([run], epath.Path(out) if out else workdir / "plots"))
     print(f"metrics     {workdir / 'metrics.jsonl'}; for TensorBoard: {workdir / 'tensorboard'}")
-    print(f"export      {sys.executable} -m gvm_jax.convert --workdir={workdir} --out={workdir / 'model'}")
+    checkpoints = workdir / "checkpoints"
+    if checkpoints.exists() and any(folder.name.isdecimal() for folder in checkpoints.iterdir()):
+        print(f"export      {sys.executable} -m gvm_jax.convert --workdir={workdir} --out={workdir / 'model'}")
 
 
 def show_several(workdirs: Sequence[os.PathLike[str]], out: os.PathLike[str]) -> None:

@@ -2,6 +2,8 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from etils import epath
 
@@ -11,11 +13,22 @@ from gvm_jax.report.records import folder_of_all
 from gvm_jax.runtime.workdir import workdir_path
 
 
-def check(workdir: str) -> None:
-    """Ends the command for a folder that is not a run's."""
+def runs_of(workdirs: Sequence[str]) -> list[str]:
+    """The folders that are runs'; ends the command if none is, or one is not there.
+
+    `runs/*` names folders of evaluations and pages too: they are left out with a word.
+    """
+    runs = [workdir for workdir in workdirs if (workdir_path(workdir) / "config.json").exists()]
+    for workdir in workdirs:
+        if workdir not in runs:
+            if not runs or not workdir_path(workdir).exists():
+                _refuse(workdir)
+            print(f"left out    {workdir}: not the folder of a run", file=sys.stderr)
+    return runs
+
+
+def _refuse(workdir: str) -> NoReturn:
     path = workdir_path(workdir)
-    if (path / "config.json").exists():
-        return
     inside = sorted([*path.glob("*/config.json"), *path.glob("*/*/config.json")]) if path.exists() else []
     given = f"give those in it, such as {inside[0].parent}" if inside else "give a --workdir of training"
     sys.exit(f"error: {workdir}: is not the folder of a run, which has a config.json; {given}")
@@ -39,10 +52,8 @@ def main() -> None:
         "--out", help="where page and plots go; default: plots/ of the run, or of the folder that has all of them"
     )
     arguments = parser.parse_args()
-    workdirs = list(dict.fromkeys(arguments.workdirs))
     try:
-        for workdir in workdirs:
-            check(workdir)
+        workdirs = runs_of(list(dict.fromkeys(arguments.workdirs)))
         if len(workdirs) == 1:
             report.show(epath.Path(workdirs[0]), arguments.out)
         else:

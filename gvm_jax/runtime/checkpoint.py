@@ -12,6 +12,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -139,7 +140,9 @@ class Checkpointer:
         with self._explained():
             return self._manager.save(step, args=args, force=force)
 
-    def restore(self, abstract_state: Any) -> tuple[Any, dict[str, Any], int] | None:
+    def restore(
+        self, abstract_state: Any, check_extra: Callable[[dict[str, Any]], None] = lambda extra: None
+    ) -> tuple[Any, dict[str, Any], int] | None:
         """The newest good checkpoint as (state, extra, step); None where there is none at all. Waits for running saves.
 
         Every array is compared with its checksum. A checkpoint that is damaged or incomplete is logged as an
@@ -148,10 +151,12 @@ class Checkpointer:
         Args:
           abstract_state: the state's pytree with `jax.ShapeDtypeStruct` leaves; each array is restored onto
             its leaf's sharding, whichever mesh it was saved from.
+          check_extra: called with a checkpoint's `extra` before its arrays are looked at; raises ConfigError where
+            the run may not go on from it.
 
         Raises:
-          ConfigError: where the checkpoint's arrays are not those of `abstract_state`. Orbax would cast
-            another dtype in silence.
+          ConfigError: of `check_extra`, or where the checkpoint's arrays are not those of `abstract_state`. Orbax
+            would cast another dtype in silence.
           CheckpointError: there are checkpoints, but none is good; they stay where they are. Or a save failed.
         """
         self.wait()  # the manager lists a checkpoint while it is being written
@@ -159,7 +164,7 @@ class Checkpointer:
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem = ""
             try:
-                state, run = self._read(step, abstract_state)
+                state, run = self._read(step, abstract_state, check_extra)
             except ConfigError:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
@@ -177,18 +182,19 @@ class Checkpointer:
             "\n  ".join([f"{self._folder}: no checkpoint can be read; repair them or use another --workdir", *problems])
         )
 
-    def _read(self, step: int, abstract_state: Any) -> tuple[Any, dict[str, Any]]:
+    def _read(
+        self, step: int, abstract_state: Any, check_extra: Callable[[dict[str, Any]], None]
+    ) -> tuple[Any, dict[str, Any]]:
         # Not by the manager, in whose `restore` the others would wait for a process that could not read its part.
-        run = ocp.JsonCheckpointHandler().restore(self._folder / str(step) / "run", args=ocp.args.JsonRestore())
-        if run.get("digest") != _digest(run):
-            raise ValueError(f"{self._folder}/{step}/run/metadata is not what was saved")
+        run = _read_run(self._folder / str(step))
+        check_extra(run["extra"])
         if differences := diff(run["layout"], _layout(abstract_state)):
             shown = [
                 *differences[:10],
                 *([f"... and {len(differences) - 10} more"] if len(differences) > 10 else []),
             ]
             problem = (
-                f"{self._folder}/{step}: not a state of this config, data and code (saved -> expected). Use "
+                f"{self._folder}/{step}: not a state of this config and code (saved -> expected). Use "
                 "another --workdir, or the code and versions that saved it:"
             )
             raise ConfigError("\n  ".join([problem, *shown]))
@@ -250,8 +256,7 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
       FileNotFoundError: none of them was evaluated.
     """
     folder = workdir_path(workdir) / "checkpoints"
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False, read_only=True)) as manager:
-        kept = manager.all_steps()
+    kept = _finished_steps(folder)
     evaluations = workdir_path(workdir) / "evaluation.jsonl"
     lines = evaluations.read_text().splitlines(keepends=True) if evaluations.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -280,21 +285,33 @@ def restore_subtree(
       CheckpointError: it is damaged.
     """
     folder = workdir_path(workdir) / "checkpoints"
-    with ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(create=False, read_only=True)) as manager:
-        steps = manager.all_steps()
-        if not steps:
-            raise FileNotFoundError(f"{folder} holds no finished checkpoint; let the run save one first")
-        step = max(steps) if step is None else step
-        if step not in steps:
-            raise FileNotFoundError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-        item = {name: abstract}
-        restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-        args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-        try:
-            restored = manager.restore(step, args=ocp.args.Composite(state=args, run=ocp.args.JsonRestore()))
-            found = {f".{name}{path}": checksum for path, checksum in checksums(restored.state[name]).items()}
-            if problem := _differences(restored.run["checksums"], found):
-                raise ValueError(problem)
-        except Exception as error:
-            raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
-        return restored.state[name], step
+    steps = _finished_steps(folder)
+    if not steps:
+        raise FileNotFoundError(f"{folder} holds no finished checkpoint; let the run save one first")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise FileNotFoundError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+    item = {name: abstract}
+    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
+    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
+    try:
+        run = _read_run(folder / str(step))
+        restored = ocp.PyTreeCheckpointHandler().restore(folder / str(step) / "state", args=args)[name]
+        found = {f".{name}{path}": checksum for path, checksum in checksums(restored).items()}
+        if problem := _differences(run["checksums"], found):
+            raise ValueError(problem)
+    except Exception as error:
+        raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
+    return restored, step
+
+
+def _finished_steps(folder: epath.Path) -> list[int]:
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+
+
+def _read_run(checkpoint: epath.Path) -> dict[str, Any]:
+    """What a checkpoint says of its run; ValueError if it was altered."""
+    run = ocp.JsonCheckpointHandler().restore(checkpoint / "run", args=ocp.args.JsonRestore())
+    if run.get("digest") != _digest(run):
+        raise ValueError(f"{checkpoint}/run/metadata is not what was saved")
+    return run

@@ -195,6 +195,7 @@ def test_the_command_compares_prints_and_writes(tmp_path):
         (["--model=/no/folder"], "/no/folder"),
         (["--engines=tunix"], "pip install google-tunix"),
         (["--workload=gradient_norms", "--engines=gvm_jax,vllm"], "gradient_norms: vllm cannot run it"),
+        (["--workload=update", "--update=logprob_chunk=0"], "--update=logprob_chunk=0: must be an integer >= 1"),
         (["--norms=chunk"], "--norms=chunk: must be FIELD=VALUE"),
         (["--json=/no/folder/out.json"], "--json=/no/folder/out.json: its folder does not exist"),
     ],

@@ -88,6 +88,11 @@ def test_what_looks_local_but_is_not_there_is_never_looked_up_on_the_hub(path, n
         load_rows(path, section="evaluation")
 
 
+def test_a_mistyped_short_name_is_never_looked_up_on_the_hub(no_hub):
+    with pytest.raises(DataError, match=r"data.path = 'math5000': no such data set; did you mean 'math500'\?"):
+        load_rows("math5000")
+
+
 def test_an_empty_path_and_a_foreign_file_are_errors(tmp_path, no_hub):
     with pytest.raises(DataError, match=r"data.path is empty"):
         load_rows("")

@@ -179,6 +179,17 @@ def test_a_folder_that_is_no_run_is_one_line(folder, message, tmp_path, monkeypa
     assert "\n" not in str(raised.value)
 
 
+def test_of_several_folders_those_that_are_no_runs_are_left_out_with_a_word(tmp_path, monkeypatch, capsys):
+    run, other = write_run(tmp_path / "a"), tmp_path / "plots"
+    other.mkdir()
+    call(monkeypatch, other, run)
+    said = capsys.readouterr()
+    assert said.err == f"left out    {other}: not the folder of a run\n"
+    assert f"page        {run}/plots/report.html" in said.out.replace("\n", "") and "export" not in said.out
+    with pytest.raises(SystemExit, match="/b: is not the folder of a run"):
+        call(monkeypatch, run, tmp_path / "b")
+
+
 def test_a_broken_line_is_one_line(tmp_path, monkeypatch):
     folder = write_run(tmp_path / "run")
     (folder / "allocation.jsonl").write_text("nonsense\n")

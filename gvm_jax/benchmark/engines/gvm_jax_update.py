@@ -36,6 +36,8 @@ class GvmJaxUpdate:
             if type(value) is not type(fields[name][name]):
                 raise ValueError(f"--update={name}={value}: must be like {name}={fields[name][name]}")
             fields[name][name] = value
+        if broken := [name for name in ("logprob_chunk", "samples_per_row") if config.optimizer[name] < 1]:
+            raise ValueError(f"--update={broken[0]}={config.optimizer[broken[0]]}: must be an integer >= 1")
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, workload["micro_batch"]
         model, mesh, folder = given_model(workload, config.model.remat, config.model.attention)
         params = load_params(model, folder, param_shardings(model, mesh))

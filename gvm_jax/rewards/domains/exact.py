@@ -50,7 +50,7 @@ def normalise(text: str) -> str:
     start, end = 0, len(text)
     while start < end and _is_around(text[start]) and not _is_sign(text, start):
         start += 1
-    while end > start and _is_around(text[end - 1]):
+    while end > start and _is_around(text[end - 1]) and text[end - 1] != "#":  # C# is not C
         end -= 1
     return _ARTICLE.sub("", text[start:end], count=1) if _ARTICLE.match(text, start, end) else text[start:end]
 

@@ -44,6 +44,7 @@ def grader():
         ("#### -3", "\N{MINUS SIGN}3"),
         ("#### .5", ".5."),
         ("#### an apple", "apple"),
+        ("The answer is C#.", "c#"),
     ],
 )
 def test_the_same_answer_is_correct(grader, text, reference):
@@ -62,6 +63,8 @@ def test_the_same_answer_is_correct(grader, text, reference):
         ("#### 3", "-3"),
         ("#### Paris, France", "Paris"),
         ("#### vitamin", "vitamin A"),
+        ("The answer is C.", "C#"),
+        ("#### C#", "C"),
         ("#### the", "a"),
         (r"\boxed{?!}", "B"),
     ],
