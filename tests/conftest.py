@@ -6,7 +6,11 @@ import pathlib
 # GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest
 # -k "cudnn or brute or refused" tests/models/test_attention.py tests/rollout/kernels/test_partial_gpu.py
 os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
-os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+# LLVM takes most of the time here, over programs that run for milliseconds. Tests of kills, pods and meshes set
+# XLA_FLAGS for their processes, whose programs are compiled as a user's are.
+os.environ["XLA_FLAGS"] = (
+    f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
+)
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

