@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import logging
 import os
 import pathlib
 import re
@@ -39,6 +40,7 @@ def run(
     """
     for name in {"config", "workdir"} - set(shared):
         delattr(flags.FLAGS, name)
+    logging.getLogger("huggingface_hub").propagate = False  # it prints its warnings itself, and absl would again
 
     def interruptible(_) -> None:
         try:
