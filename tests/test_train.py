@@ -309,7 +309,7 @@ def test_other_rows_under_the_same_name_are_refused_on_resume(tmp_path):
     rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
     data.write_text("\n".join(rows))
     train(small_config(steps=1, **{"data.path": str(data)}), tmp_path / "run")
-    data.write_text("\n".join(rows[:-1]))
+    data.write_text("\n".join(rows[1:]))
     with pytest.raises(ValueError, match="not the data that"):
         train(small_config(steps=2, **{"data.path": str(data)}), tmp_path / "run")
     data.write_text("\n".join(rows[::-1]))

@@ -194,7 +194,7 @@ class Checkpointer:
                 *([f"... and {len(differences) - 10} more"] if len(differences) > 10 else []),
             ]
             problem = (
-                f"{self._folder}/{step}: not a state of this config and code (saved -> expected). Use "
+                f"{self._folder}/{step}: not a state of this config, data and code (saved -> expected). Use "
                 "another --workdir, or the code and versions that saved it:"
             )
             raise ConfigError("\n  ".join([problem, *shown]))

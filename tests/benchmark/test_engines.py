@@ -195,7 +195,6 @@ def test_the_command_compares_prints_and_writes(tmp_path):
         (["--model=/no/folder"], "/no/folder"),
         (["--engines=tunix"], "pip install google-tunix"),
         (["--workload=gradient_norms", "--engines=gvm_jax,vllm"], "gradient_norms: vllm cannot run it"),
-        (["--workload=update", "--update=logprob_chunk=0"], "--update=logprob_chunk=0: must be an integer >= 1"),
         (["--norms=chunk"], "--norms=chunk: must be FIELD=VALUE"),
         (["--json=/no/folder/out.json"], "--json=/no/folder/out.json: its folder does not exist"),
     ],
@@ -241,3 +240,16 @@ def test_a_wrong_field_of_the_norms_is_named(tokenizer, norms, message):
     workload = gradient_norms(tokenizer, QUESTIONS, ["46"], 4, prompts=1, prompt_tokens=5)
     with pytest.raises(BenchmarkError, match=message):
         run(workload, "gvm_jax", [1], "norms", norms=norms)
+
+
+@pytest.mark.parametrize(
+    ("update", "message"),
+    [
+        ({"chunk": 4}, r"--update=chunk=...: no field of the update; allowed are remat, .*logprob_chunk"),
+        ({"logprob_chunk": 0}, r"--update=logprob_chunk=0: must be an integer >= 1"),
+    ],
+)
+def test_a_wrong_field_of_the_update_is_named(tokenizer, update, message):
+    samples = update_lengths(tokenizer, [*QUESTIONS, "5+6"], ["46;#46", "15;#15", "123", "11"], 4)
+    with pytest.raises(BenchmarkError, match=message):
+        run(samples, "gvm_jax", samples.counts, "update", update=update)
