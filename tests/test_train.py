@@ -376,24 +376,24 @@ def test_a_run_whose_updates_are_not_finite_stops_and_can_be_resumed(tmp_path, m
 
 
 @pytest.mark.slow
-def test_host_memory_stays_flat_over_200_steps(tmp_path, monkeypatch):
+def test_host_memory_stays_flat_over_100_steps(tmp_path, monkeypatch):
     objects = []
 
     class Watched(train_module.Run):
         def collect(self, state):
-            if int(state.step) in (50, 250):  # no save is under way
+            if int(state.step) in (50, 150):  # no save is under way
                 gc.collect()
                 objects.append((len(jax.live_arrays()), len(gc.get_objects())))
             return super().collect(state)
 
     monkeypatch.setattr(train_module, "Run", Watched)
     tiny = {"prompts_per_step": 4, "rollouts_per_step": 8, "rollout.slots": 8, "optimizer.micro_batch": 4}
-    tiny |= {"rollout.max_new_tokens": 16, "evaluation.path": "", "checkpoint.every": 20, "steps": 251}
+    tiny |= {"rollout.max_new_tokens": 16, "evaluation.path": "", "checkpoint.every": 20, "steps": 151}
     train(small_config("raft", **tiny), tmp_path)
-    (before, after), steps = objects, 200
+    (before, after), steps = objects, 100
     assert after[0] == before[0], objects
     assert after[1] - before[1] < 3 * steps, objects  # Orbax keeps some 30 small objects of each save
     # The allocator's pools fill at first, and breathe by some 15 MB later.
     memory = np.array([row["host/resident_bytes"] for row in read_metrics(tmp_path)])
-    early, late = np.median(memory[90:130]), np.median(memory[-40:])
+    early, late = np.median(memory[60:90]), np.median(memory[-30:])
     assert late - early < 0.05 * early, memory[::10] // 2**20

@@ -97,13 +97,13 @@ def test_columns_of_the_training_data_leave_a_named_benchmark_alone(hub):
     assert load_config_rows(config, "evaluation", "gsm8k") == [Row("?", r"\frac{2}{3}")]
 
 
-def test_a_mistyped_name_is_told_the_known_ones(monkeypatch):
+def test_a_name_that_the_hub_does_not_know_is_told_the_known_ones(monkeypatch):
     def load_dataset(*args, **kwargs):
-        raise datasets.exceptions.DatasetNotFoundError("Dataset 'gsm8' doesn't exist")
+        raise datasets.exceptions.DatasetNotFoundError("Dataset 'grade' doesn't exist")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    with pytest.raises(DataError, match=r"data.path = 'gsm8' .*Known by name: numina, math, gsm8k,"):
-        load_config_rows(make_config(data__path="gsm8"), "data", "gsm8")
+    with pytest.raises(DataError, match=r"data.path = 'grade' .*Known by name: numina, math, gsm8k,"):
+        load_config_rows(make_config(data__path="grade"), "data", "grade")
 
 
 def test_the_hub_library_reads_a_named_set_from_files_in_its_place(monkeypatch, tmp_path):
