@@ -91,8 +91,9 @@ def main() -> None:
         sys.exit(f"error: {error}")
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
     data = run_config(arguments.workdir).data
-    print("trained on prompts that the folder's chat template alone does not make:")
-    print(f"  data.system_prompt = {data.system_prompt!r}\n  data.user_template = {data.user_template!r}")
+    if (data.system_prompt, data.user_template) != ("", "{problem}"):
+        print("trained on prompts that the folder's chat template alone does not make:")
+        print(f"  data.system_prompt = {data.system_prompt!r}\n  data.user_template = {data.user_template!r}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 import dataclasses
 import functools
 import os
+import re
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Any
@@ -70,19 +72,20 @@ def train(config, workdir: os.PathLike[str]) -> None:
 
 
 def check_data(run: Run, workdir: os.PathLike[str], extra: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint was trained on other prompts than the run's."""
-    if extra["data"] != run.prompts.fingerprint():
-        raise ConfigError(
-            f"data.path = {run.config.data.path!r}: not the data that {workdir} was trained on so far, so its "
-            "statistics would belong to other prompts; restore the file or use another --workdir"
-        )
+    """Raises ConfigError where a checkpoint was trained or evaluated on other prompts than the run's."""
+    for section, fingerprint in run.fingerprints.items():
+        if extra.get(section, fingerprint) != fingerprint:
+            raise ConfigError(
+                f"{section}.path = {run.config[section].path!r}: not the data that {workdir} has had so far, so its "
+                "statistics and scores would be of other prompts; restore the file or use another --workdir"
+            )
 
 
 def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
     """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
 
     def save(force: bool) -> None:
-        extra = {"totals": dataclasses.asdict(journal.totals), "data": run.prompts.fingerprint()}
+        extra = {"totals": dataclasses.asdict(journal.totals), **run.fingerprints}
         checkpointer.save(journal.totals.steps, state, extra, journal.accuracy, force=force)
 
     try:
@@ -113,22 +116,27 @@ def next_command(config_path: str, given_workdir: str | None) -> str:
     path, _, argument = config_path.partition(":")
     others = {"": "raft", "gvm_raft": "raft", "raft": "gvm_raft", "grpo": "gvm_grpo", "gvm_grpo": "grpo"}
     if argument not in others:  # a config of its own kind
-        return f"{sys.executable} -m gvm_jax.report {given_workdir or f'runs/{command.name_of(config_path)}'}"
+        this = given_workdir or f"runs/{command.name_of(config_path)}"
+        return shlex.join([sys.executable, "-m", "gvm_jax.report", this])
     other = others[argument]
     if given_workdir:
         given_workdir = given_workdir.rstrip("/")
         workdir, base = f"{given_workdir}-{other}", given_workdir.removesuffix(f"-{argument}")
+        base = base if base != given_workdir else workdir
     else:
         workdir, base = (f"runs/{command.name_of(name)}" for name in (f"{path}:{other}", path))
     # A config's own default is gvm_raft, whose run has a name without an argument.
     for folder in (workdir, base) if other == "gvm_raft" else (workdir,):
         if (epath.Path(folder) / "config.json").exists():
             this = given_workdir or f"runs/{command.name_of(config_path)}"
-            return f"{sys.executable} -m gvm_jax.report {folder} {this}"
-    overrides = [flag for flag in sys.argv[1:] if flag.startswith("--config.")]
+            return shlex.join([sys.executable, "-m", "gvm_jax.report", folder, this])
+    overrides = []
+    for flag, following in zip(sys.argv[1:], [*sys.argv[2:], "--"], strict=True):
+        if re.match(r"--?(no)?config\.", flag):
+            overrides += [flag] if "=" in flag or following.startswith("-") else [flag, following]
     if given_workdir:
         overrides.append(f"--workdir={workdir}")
-    return " ".join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
+    return shlex.join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
 
 
 def main() -> None:

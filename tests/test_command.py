@@ -1,6 +1,7 @@
 """The commands from the shell: their names, their help, and one line with exit code 2 for a mistake."""
 
 import json
+import shlex
 import subprocess
 import sys
 
@@ -197,6 +198,19 @@ def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
     assert next_command("configs/q.py:exact", None).endswith("report runs/q-exact")
     run("x")
     assert next_command("configs/q.py:raft", "x-raft").endswith("report x x-raft")
+    run("y")
+    assert next_command("configs/q.py:raft", "y") == start + "gvm_raft --config.steps=3 --workdir=y-gvm_raft"
+
+
+def test_next_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    given = ["--config.steps", "3", "--noconfig.objective.mask_truncated", "--config.data.exclude=('a b',)"]
+    monkeypatch.setattr(sys, "argv", ["train", "--config", "configs/q.py", *given, "--workdir=x y"])
+    assert shlex.split(next_command("configs/q.py", "x y"))[1:] == [
+        "--config=configs/q.py:raft",
+        *given,
+        "--workdir=x y-raft",
+    ]
 
 
 def test_several_runs_are_reported_in_one_table(tmp_path):

@@ -317,6 +317,16 @@ def test_other_rows_under_the_same_name_are_refused_on_resume(tmp_path):
         train(small_config(steps=2, **{"data.path": str(data)}), tmp_path / "run")
 
 
+def test_other_held_out_rows_under_the_same_name_are_refused_on_resume(tmp_path):
+    held_out = tmp_path / "held.jsonl"
+    rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
+    held_out.write_text("\n".join(rows))
+    train(small_config(steps=1, **{"evaluation.path": str(held_out)}), tmp_path / "run")
+    held_out.write_text("\n".join(rows[1:]))
+    with pytest.raises(ValueError, match=r"evaluation.path = .*: not the data that"):
+        train(small_config(steps=2, **{"evaluation.path": str(held_out)}), tmp_path / "run")
+
+
 def test_another_runs_workdir_is_refused(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -45,6 +45,9 @@ class Run:
             self.stream = PromptStream(self.prompts.ids, candidates, config.seed)
             held_out = config.evaluation.path
             self.held_out = sampler.load_prompts("evaluation", held_out) if held_out else None
+            self.fingerprints = {"data": self.prompts.fingerprint()}  # by the config's section
+            if self.held_out:
+                self.fingerprints["evaluation"] = self.held_out.fingerprint()
 
             sampler.build()
             self.mesh, self.model, self.engine = sampler.mesh, sampler.model, sampler.engine
