@@ -304,27 +304,16 @@ def test_truncated_weights_are_refused_before_the_workdir_is_claimed(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_other_rows_under_the_same_name_are_refused_on_resume(tmp_path):
-    data = tmp_path / "rows.jsonl"
+@pytest.mark.parametrize("section", ["data", "evaluation"])
+def test_other_rows_under_the_same_name_are_refused_on_resume(section, tmp_path):
+    file = tmp_path / "rows.jsonl"
     rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
-    data.write_text("\n".join(rows))
-    train(small_config(steps=1, **{"data.path": str(data)}), tmp_path / "run")
-    data.write_text("\n".join(rows[1:]))
-    with pytest.raises(ValueError, match="not the data that"):
-        train(small_config(steps=2, **{"data.path": str(data)}), tmp_path / "run")
-    data.write_text("\n".join(rows[::-1]))
-    with pytest.raises(ValueError, match="not the data that"):
-        train(small_config(steps=2, **{"data.path": str(data)}), tmp_path / "run")
-
-
-def test_other_held_out_rows_under_the_same_name_are_refused_on_resume(tmp_path):
-    held_out = tmp_path / "held.jsonl"
-    rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
-    held_out.write_text("\n".join(rows))
-    train(small_config(steps=1, **{"evaluation.path": str(held_out)}), tmp_path / "run")
-    held_out.write_text("\n".join(rows[1:]))
-    with pytest.raises(ValueError, match=r"evaluation.path = .*: not the data that"):
-        train(small_config(steps=2, **{"evaluation.path": str(held_out)}), tmp_path / "run")
+    file.write_text("\n".join(rows))
+    train(small_config(steps=1, **{f"{section}.path": str(file)}), tmp_path / "run")
+    for others in (rows[1:], rows[::-1]):
+        file.write_text("\n".join(others))
+        with pytest.raises(ValueError, match=rf"{section}\.path = .*: not the data that"):
+            train(small_config(steps=2, **{f"{section}.path": str(file)}), tmp_path / "run")
 
 
 def test_another_runs_workdir_is_refused(finished, tmp_path):
