@@ -129,11 +129,11 @@ def test_workers_import_neither_jax_nor_the_parents_main(tmp_path, arguments):
 import sys
 import jax
 from gvm_jax.rewards.domains import Limits
-from gvm_jax.rewards.domains.math import Math
+from gvm_jax.rewards.domains.mathematics import Mathematics
 from gvm_jax.rewards.processes import WorkerPool
 
 main, spec = sys.modules["__main__"], __spec__
-pool = WorkerPool(1, 30, 512, Math(Limits(1, 512)).start)
+pool = WorkerPool(1, 30, 512, Mathematics(Limits(1, 512)).start)
 for _ in range(2):  # the second time in a worker that the pool's own thread has started
     check = "[name in __import__('sys').modules for name in ('jax', 'numpy')]"
     modules, death = pool.run(eval, check), pool.run(eval, {EXIT!r})
@@ -150,12 +150,12 @@ def test_signals_to_the_process_group_are_left_to_the_parent(tmp_path):
     source = f"""
 import signal
 from gvm_jax.rewards.domains import Limits
-from gvm_jax.rewards.domains.math import Math
+from gvm_jax.rewards.domains.mathematics import Mathematics
 from gvm_jax.rewards.processes import WorkerPool
 
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
-pool = WorkerPool(1, 30, 512, Math(Limits(1, 512)).start)
+pool = WorkerPool(1, 30, 512, Mathematics(Limits(1, 512)).start)
 pool.wait([pool.run(eval, {EXIT!r})])
 print("the next worker is starting", flush=True)
 for _ in range(2):

@@ -9,7 +9,8 @@ from gvm_jax.rewards.domains.function import Function
 # Their classes, imported when one is asked for: a worker loads what its own domain needs.
 DOMAINS = {
     "exact": "gvm_jax.rewards.domains.exact:Exact",
-    "math": "gvm_jax.rewards.domains.math:Math",
+    "math": "gvm_jax.rewards.domains.mathematics:Mathematics",
+    "math_verify": "gvm_jax.rewards.domains.math_verify_alone:MathVerifyAlone",
     "python_tests": "gvm_jax.rewards.domains.python_tests:PythonTests",
 }
 

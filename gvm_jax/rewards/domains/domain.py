@@ -18,7 +18,7 @@ class Limits(NamedTuple):
 class Domain(abc.ABC):
     """What the answer of a response is, and how one is checked against a reference.
 
-    `answer` and `known` run in the process of the run, which waits for them: in linear time, on any text. All else runs
+    `answer`, `known` and `surely_parses` run in the process of the run, which waits for them: in linear time, on any text. All else runs
     in a worker process under a deadline and a limit of memory, and may raise, hang or die: that costs its own answer
     alone. A domain goes to the workers by pickle.
     """
@@ -41,6 +41,10 @@ class Domain(abc.ABC):
     def known(self, answer: str, reference: str) -> bool | None:
         """Whether the answer is right, where that needs no worker; else None."""
         return None
+
+    def surely_parses(self, reference: str) -> bool:
+        """Whether `parses` is True, where that needs no worker."""
+        return False
 
     def start(self) -> None:
         """Makes a fresh worker ready, or raises what a person must mend first."""

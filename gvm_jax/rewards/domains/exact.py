@@ -30,18 +30,27 @@ class Exact(Domain):
 
     def known(self, answer: str, reference: str) -> bool:
         """Whether both are the same choice, or the same text once normalised."""
-        normal = normalise(reference)
-        if len(normal) == 1 and normal.isalpha() and (letter := _choice(answer)):
-            return letter == normal
-        return normal != "" and normalise(answer) == normal
+        return same_text(answer, reference)
 
     def check(self, answer: str, reference: str) -> Grade:
         """1 for the same answer, else 0."""
         return ACCEPTED if self.known(answer, reference) else REJECTED
 
-    def parses(self, reference: str) -> bool:
+    def surely_parses(self, reference: str) -> bool:
         """Whether something is left of the reference once it is normalised."""
         return normalise(reference) != ""
+
+    def parses(self, reference: str) -> bool:
+        """Likewise."""
+        return self.surely_parses(reference)
+
+
+def same_text(answer: str, reference: str) -> bool:
+    """Whether both are the same choice, or the same text once normalised."""
+    normal = normalise(reference)
+    if len(normal) == 1 and normal.isalpha() and (letter := _choice(answer)):
+        return letter == normal
+    return normal != "" and normalise(answer) == normal
 
 
 def normalise(text: str) -> str:

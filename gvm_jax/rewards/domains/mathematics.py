@@ -1,0 +1,212 @@
+r"""Mathematics: the last box of a response; numbers are compared exactly, all else by math-verify.
+
+An answer passes three readers, each of which may decide:
+
+1. the text (`decide`): equal texts in one spelling, numbers in any notation, words, and answers that are no answers;
+2. bounds (`bounds.is_too_large`): what would take computer algebra too long is refused;
+3. math-verify (`equivalent`), whose rounding of numbers to six places is then undone: 10^-7 is not 2 * 10^-7.
+"""
+
+import logging
+import re
+
+import sympy
+from math_verify import LatexExtractionConfig, parse, verify
+
+from gvm_jax.rewards.answers import extract_boxed
+from gvm_jax.rewards.bounds import is_too_large
+from gvm_jax.rewards.domains.domain import Domain
+from gvm_jax.rewards.domains.exact import same_text
+from gvm_jax.rewards.exact_numbers import Number, same_number, split_number, with_plain_numbers
+from gvm_jax.rewards.notation import canonical, words
+from gvm_jax.rewards.units import STATEMENTS, is_unit
+from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
+
+MAX_CHARACTERS = 2000  # of an answer, beyond its reference's
+MOST_WORDS = 6  # of a reference with a number: "12 cubic meters per second"
+RELATIVE_DIFFERENCE = 1e-6  # of numbers that math-verify takes for equal
+_FUNCTIONS = r"\b(?:(?:a|arc)?(?:sin|cos|tan|cot|sec|csc)h?|sqrt|infinity|infty|floor|ceil)\b"
+_NO_WORDS = re.compile(rf"\\(?:text\w*|mathrm|mbox)\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+|{_FUNCTIONS}")
+_WORD = re.compile(r"[A-Za-z]*[a-z]{4,}|[A-Z][a-z]{2,}")
+_PERCENT_OR_NOT = (1, 100, sympy.Rational(1, 100))
+_LATEX = (LatexExtractionConfig(),)
+_PROSE = re.compile(r"\\text\{[^{}]*[A-Za-z][^{}]*\}")
+_TEXT = re.compile(r"\\text\{[^{}]*\}")
+# What is said to be equal to a number: x, f(2), a_{10}, \angle ABC, \text{area}.
+_NAME = re.compile(rf"{_TEXT.pattern}|\\angle ?[A-Z]+|[a-zA-Z]+'*(?:_(?:\w|\{{\w+\}}))?(?:\([^()]*\))?")
+_LETTER = re.compile(rf"{_TEXT.pattern}|\\[a-zA-Z]+|([a-zA-Z])")
+_GREEK = [
+    rf"\{name} " for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "mu")
+]
+_CHOICE = re.compile(r"\(?[A-Z]\)?")
+_BOTH = re.compile(r",?(?:\\text\{(?:and|or)\}|(?<=[\d)}\]]) (?:and|or) (?=[\d(\\\[-]))")
+_EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
+_MEMBER = re.compile(r"[a-zA-Z]\\in(?![a-zA-Z]) ?(?=[\[(\\])")
+
+
+class Mathematics(Domain):
+    r"""Answers are the content of the last `\boxed{...}`."""
+
+    def answer(self, text: str) -> str | None:
+        """The content of the last box."""
+        return extract_boxed(text)
+
+    def known(self, answer: str, reference: str) -> bool | None:
+        """What the texts alone tell."""
+        return decide(answer, reference)
+
+    def start(self) -> None:
+        """Loads and tries math-verify.
+
+        Raises:
+            RuntimeError: math-verify does not work here; with a broken parser it rejects every answer.
+        """
+        for library in ("math_verify", "latex2sympy2_extended"):
+            logging.getLogger(library).setLevel(logging.ERROR)
+        if not equivalent(r"\sqrt{8}", r"2\sqrt{2}"):
+            raise RuntimeError(r"math-verify does not accept \sqrt{8} for 2\sqrt{2}: reinstall math-verify, antlr4")
+
+    def check(self, answer: str, reference: str) -> Grade:
+        """1 for an equivalent answer, else 0."""
+        return ACCEPTED if self.equivalent(answer, reference) else REJECTED
+
+    def surely_parses(self, reference: str) -> bool:
+        """Whether the reference is a number."""
+        return number_with_unit(canonical(reference), attached=False) is not None
+
+    def parses(self, reference: str) -> bool:
+        """Whether the reference is mathematics, rather than words, and equals itself.
+
+        Bare words are not, though math-verify reads them as products of their letters: "Paris" would be "pairs".
+        """
+        if _is_prose(reference):
+            return False
+        text = canonical(reference)
+        return _PROSE.fullmatch(text) is not None or (text != "" and equivalent(text, text))
+
+    def equivalent(self, answer: str, leader: str) -> bool:
+        """Whether the answer is right where the other is the reference."""
+        known = decide(answer, leader)
+        return equivalent(canonical(answer), canonical(leader)) if known is None else known
+
+
+def decide(answer: str, reference: str) -> bool | None:
+    """Whether an answer is right, as far as the texts alone tell; None = it takes computer algebra."""
+    if len(answer) > MAX_CHARACTERS and len(answer := " ".join(answer.split())) > MAX_CHARACTERS + len(reference):
+        return False
+    given, wanted = canonical(answer), canonical(reference)
+    if given == wanted:
+        return given != ""
+    if not given or is_too_large(given, wanted):
+        return False
+    if _PROSE.fullmatch(wanted):
+        return same_text(given, wanted)
+    if _CHOICE.fullmatch(wanted) and same_text(given, wanted):
+        return True
+    if _is_statement(given, wanted):
+        return False
+    number = number_with_unit(wanted, attached=False)
+    sides = _EQUALS.split(given)
+    if number is None or not sides[-1]:
+        return None
+    numbers = [number_with_unit(side) for side in sides if not _NAME.fullmatch(side)]
+    if not numbers or None in numbers:
+        return None
+    return all(same_number(side, numbers[-1]) for side in numbers[:-1]) and same_number(numbers[-1], number)
+
+
+def number_with_unit(text: str, attached: bool = True) -> Number | None:
+    """The number that a canonical text is, with a unit behind it or without one; None if it is something else.
+
+    Args:
+        text: an answer, a reference, or a side of an equation.
+        attached: whether letters right after the number may be a unit, as in `units.is_unit`.
+    """
+    found = split_number(text)
+    return found[0] if found and is_unit(found[1], attached) else None
+
+
+def equivalent(answer: str, reference: str) -> bool:
+    r"""Whether math-verify accepts one canonical text for another, and no number of it differs.
+
+    Its own timeouts are off, because the process has the deadline. Relations are compared with sets (x > 2 with
+    (2, infinity)). In an answer that is a chain of equations, all sides that are numbers must be equal.
+
+    Raises:
+        Exception: whatever the reading or the comparison raised.
+    """
+    answer, reference = _with_capitals_apart(answer, reference)
+    given, wanted = _read(answer), _read(reference)
+    sides = _EQUALS.split(answer)
+    if len(sides) > 1 and "," not in answer:
+        values = [value for side in sides for value in _read(side) if isinstance(value, sympy.Expr)]
+        constants = [value for value in values if not value.free_symbols]
+        if constants and any(not _accepts(value, constants[-1]) for value in constants[:-1]):
+            return False
+    return any(_accepts(one, other) for one in given for other in wanted)
+
+
+def _accepts(given: sympy.Basic, wanted: sympy.Basic) -> bool:
+    if _differs(given, wanted):
+        return False
+    return verify(wanted, given, allow_set_relation_comp=True, timeout_seconds=None, raise_on_error=True)
+
+
+def _differs(one: sympy.Basic, other: sympy.Basic) -> bool:
+    """Whether two expressions have other variables, or numbers at the same place that are not the same.
+
+    It goes before math-verify, which rounds numbers to six places, takes infinity for any number, and may try for a
+    long time to simplify the difference of what has nothing in common.
+    """
+    parts = [_parts(one), _parts(other)]
+    if parts[0] and len(parts[0]) == len(parts[1]):
+        return any(map(_differs, *parts))
+    if not all(isinstance(part, sympy.Expr) and not isinstance(part, sympy.Symbol) for part in (one, other)):
+        return False
+    if one.free_symbols or other.free_symbols:
+        return {symbol.name for symbol in one.free_symbols} != {symbol.name for symbol in other.free_symbols}
+    value, reference = _value(one), _value(other)
+    if not (value.is_finite and reference.is_finite):
+        return value != reference
+    tolerance = RELATIVE_DIFFERENCE * max(abs(value), abs(reference))
+    return all(abs(scale * value - reference) > scale * tolerance for scale in _PERCENT_OR_NOT)
+
+
+def _value(number: sympy.Expr) -> sympy.Expr:
+    value = number.evalf(20)
+    return sympy.S.Zero if getattr(value, "_prec", 0) == 1 else value  # no digit of it is known: terms cancelled
+
+
+def _parts(expression: sympy.Basic) -> list:
+    """The members of a tuple or set, in an order of their values, and the entries of a matrix."""
+    if isinstance(expression, sympy.MatrixBase):
+        return list(expression.flat())
+    if isinstance(expression, sympy.FiniteSet):
+        return sorted(expression.args, key=lambda part: sympy.default_sort_key(part.evalf()))
+    return list(expression.args) if isinstance(expression, sympy.Tuple | sympy.Interval) else []
+
+
+def _with_capitals_apart(*texts: str) -> list[str]:
+    """Texts in which Greek letters stand for capitals whose small letter is there too: to math-verify R is r."""
+    letters = set("".join(_LETTER.findall(" ".join(texts))))
+    capitals = sorted(letter for letter in letters if letter.isupper() and letter.lower() in letters)
+    unused = (name for name in _GREEK if not any(name in text for text in texts))
+    names = dict(zip(capitals, unused, strict=False))
+    return [_LETTER.sub(lambda match: names.get(match[0], match[0]), text) for text in texts]
+
+
+def _read(text: str) -> list:
+    text = _MEMBER.sub("", _BOTH.sub(",", with_plain_numbers(text)))
+    boxed = rf"\boxed{{{text}}}"
+    return parse(boxed, _LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
+
+
+def _is_statement(given: str, wanted: str) -> bool:
+    """Whether the answer says something of its mathematics, which the reference does not: "7 or maybe not"."""
+    return bool(STATEMENTS & set(words(_BOTH.sub(",", given))) - set(words(wanted)))
+
+
+def _is_prose(reference: str) -> bool:
+    r"""Whether it is words without a number, or many words; LaTeX's commands, functions and \text{...} are none."""
+    found = _WORD.findall(_NO_WORDS.sub(" ", reference))
+    return len(found) > MOST_WORDS or bool(found and not re.search(r"\d", reference))
