@@ -73,8 +73,9 @@ def get_config() -> ConfigDict:
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()
-    # What a response is graded by: math | exact (short answers, multiple choice) | python_tests (programs, by the tests
-    # of their row) | module:function of your own; gvm_jax/rewards/README.md explains them.
+    # What a response is graded by: math | math_verify (as the GVM authors do) | exact (short answers, multiple choice) |
+    # python_tests (programs, by the tests of their row) | module:function of your own; gvm_jax/rewards/README.md
+    # explains them.
     config.rewards.function = "math"
     config.rewards.workers = 0  # grader processes; 0 = one per CPU core
     config.rewards.deadline_seconds = (

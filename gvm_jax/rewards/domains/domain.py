@@ -18,9 +18,9 @@ class Limits(NamedTuple):
 class Domain(abc.ABC):
     """What the answer of a response is, and how one is checked against a reference.
 
-    `answer`, `known` and `surely_parses` run in the process of the run, which waits for them: in linear time, on any text. All else runs
-    in a worker process under a deadline and a limit of memory, and may raise, hang or die: that costs its own answer
-    alone. A domain goes to the workers by pickle.
+    `answer`, `known` and `surely_parses` run in the process of the run, which waits for them: in linear time, on any
+    text. All else runs in a worker process under a deadline and a limit of memory, and may raise, hang or die: that
+    costs its own answer alone. A domain goes to the workers by pickle.
     """
 
     limits: Limits

@@ -12,26 +12,26 @@ from tests.rewards.spellings import others, spellings
 
 # Of every kind that MATH, GSM8K and Minerva have.
 REFERENCES = [
-    *("7", "0", "-3", "42", "1,450,000", "58500", r"10,\!080", r"11,\! 111,\! 100", "2000", "4.5", "0.15",
-        ".35625", "-0.8"),
-    *(r"\$36", r"\$18.90", r"\$32,\!348", "50\\%", "3e8", "1.6e-19", "4.5e33", "52_8", "4210_{5}", "1010_2",
-        "1-2i", "6 - 5i"),
-    *(r"\frac43", r"\frac 59", r"\frac{3}{56}", r"-\frac{35}{9}", r"\dfrac{17}{50}", r"1\frac{4}{5}",
-        r"137 \frac{1}{2}"),
-    *(r"\pi", r"8 \pi", r"-\frac{\pi}{6}", r"\frac{20000}{\pi}", r"18+2\pi", r"\sqrt{51}", r"11\sqrt2",
-        r"-\sqrt{3}", r"3 \sqrt{5}"),
-    *(r"\frac{\sqrt{3}}{3}", r"1+2\sqrt{3}", r"1 \pm \sqrt{19}", r"\cot x", "x=5", "y = -2x", "y = 2x + 3",
-        "5x - 7y + 11z + 4 = 0"),
-    *("2k", "3R^2", "5r^5", "p - q", "x^3+3x-6", "6r^2-4r-24", "(a+5)(b+2)", r"\frac{11+9a}{20}", "1,-2", "3, 5,
-        7", "(2,4)"),
-    *("(8,-2)", "(6,31,-1)", "(3,4]", r"(2,\infty)", r"(-\infty, 0]", r"x \in [-2,7]", r"(2,12) \cup (12,102)",
-        r"\{1\pm\sqrt{5},-2\}"),
+    *("7", "0", "-3", "42", "1,450,000", "58500", r"10,\!080", r"11,\! 111,\! 100", "2000", "4.5", "0.15"),
+    *(".35625", "-0.8"),
+    *(r"\$36", r"\$18.90", r"\$32,\!348", "50\\%", "3e8", "1.6e-19", "4.5e33", "52_8", "4210_{5}", "1010_2"),
+    *("1-2i", "6 - 5i"),
+    *(r"\frac43", r"\frac 59", r"\frac{3}{56}", r"-\frac{35}{9}", r"\dfrac{17}{50}", r"1\frac{4}{5}"),
+    r"137 \frac{1}{2}",
+    *(r"\pi", r"8 \pi", r"-\frac{\pi}{6}", r"\frac{20000}{\pi}", r"18+2\pi", r"\sqrt{51}", r"11\sqrt2"),
+    *(r"-\sqrt{3}", r"3 \sqrt{5}"),
+    *(r"\frac{\sqrt{3}}{3}", r"1+2\sqrt{3}", r"1 \pm \sqrt{19}", r"\cot x", "x=5", "y = -2x", "y = 2x + 3"),
+    "5x - 7y + 11z + 4 = 0",
+    *("2k", "3R^2", "5r^5", "p - q", "x^3+3x-6", "6r^2-4r-24", "(a+5)(b+2)", r"\frac{11+9a}{20}", "1,-2"),
+    *("3, 5, 7", "(2,4)"),
+    *("(8,-2)", "(6,31,-1)", "(3,4]", r"(2,\infty)", r"(-\infty, 0]", r"x \in [-2,7]", r"(2,12) \cup (12,102)"),
+    r"\{1\pm\sqrt{5},-2\}",
     *(r"(-\infty, 2) \cup (3, \infty)", r"\left( 3, \frac{\pi}{2} \right)", r"\left(\frac{3}{5},\frac{8}{3}\right]"),
-    *(r"90^\circ", r"145^\circ", r"\frac{270}7\text{ degrees}", r"15\mbox{ cm}^2", r"864 \mbox{ inches}^2",
-        r"5.4 \text{ cents}"),
+    *(r"90^\circ", r"145^\circ", r"\frac{270}7\text{ degrees}", r"15\mbox{ cm}^2", r"864 \mbox{ inches}^2"),
+    r"5.4 \text{ cents}",
     *(r"\text{(C)}", r"\text{even}", r"\text{Evelyn}", "3:30", r"\begin{pmatrix} -7 \\ 16 \\ 5 \end{pmatrix}"),
-    *(r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\frac{1}{2^{99}}", r"\frac{1}{2004!}", "2^{2006}",
-        "10^{2007}-1"),
+    *(r"\begin{pmatrix} 1/5 \\ -18/5 \end{pmatrix}", r"\frac{1}{2^{99}}", r"\frac{1}{2004!}", "2^{2006}"),
+    "10^{2007}-1",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_every_reference_can_be_checked(grader):
 
 
 def test_no_spelling_of_another_reference_is_accepted(grader):
-    pairs = others(REFERENCES, 600)
+    pairs = others(REFERENCES, 300)
     verdicts = grader.grade([boxed(text) for text, _ in pairs], [gold for _, gold in pairs])
     equal = {frozenset(pair) for pair in [("42", "52_8")]}
     paid = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.score > 0]
@@ -188,14 +188,14 @@ def test_the_last_box_is_the_answer(grader, text, status):
 
 
 HOSTILE = [
-    *("9^{9^{9^{9}}}", "9^9^9^9", "(10^9)!", "1000000!", "((5!)!)!", r"\binom{10^9}{10^8}", r"\binom{99}{\pi}",
-        "2^{100000000}"),
-    *("1e9999999999", "(x+y)^{1000}", r"\sin(10^{10^{10}})", r"\prod_{n=1}^{10000000} n", r"\sum_{i=1}^{10^9} i",
-        "x_" * 30),
-    *(r"\int_0^1 \frac{\sin x}{x^2+1} dx", "=".join("7" * 1000), " " * 10**6 + "8", "(" * 1000 + "7" + ")" * 1000,
-        "x" * 10**6),
-    *("{" * 10**5 + "7" + "}" * 10**5, r"\sqrt{" * 100 + "2" + "}" * 100, r"\cos(" * 20 + "x" + ")" * 20,
-        "9" * 10**6),
+    *("9^{9^{9^{9}}}", "9^9^9^9", "(10^9)!", "1000000!", "((5!)!)!", r"\binom{10^9}{10^8}", r"\binom{99}{\pi}"),
+    "2^{100000000}",
+    *("1e9999999999", "(x+y)^{1000}", r"\sin(10^{10^{10}})", r"\prod_{n=1}^{10000000} n", r"\sum_{i=1}^{10^9} i"),
+    "x_" * 30,
+    *(r"\int_0^1 \frac{\sin x}{x^2+1} dx", "=".join("7" * 1000), " " * 10**6 + "8"),
+    *("(" * 1000 + "7" + ")" * 1000, "x" * 10**6),
+    *("{" * 10**5 + "7" + "}" * 10**5, r"\sqrt{" * 100 + "2" + "}" * 100, r"\cos(" * 20 + "x" + ")" * 20),
+    "9" * 10**6,
     *("\\" * 1001, "5\x00", "\ud800", "\\ud800 \\x00 %s {0}", ",".join(map(str, range(1000))), "+".join("x" * 500)),
 ]  # fmt: skip
 
@@ -247,6 +247,5 @@ def test_words_are_not_read_as_products_of_their_letters(grader):
 
 
 def test_votes_are_by_value(grader):
-    pairs = [("3e8", r"3 \times 10^8"), (r"\frac12", "0.5"), (r"2\sqrt{2}", r"\sqrt{8}"), ("1e-7", "2e-7"), ("x",
-        "y")]
+    pairs = [("3e8", r"3 \times 10^8"), (r"\frac12", "0.5"), (r"2\sqrt{2}", r"\sqrt{8}"), ("1e-7", "2e-7"), ("x", "y")]
     assert grader.equivalent(pairs) == [True, True, True, False, False]
