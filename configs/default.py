@@ -73,7 +73,7 @@ def get_config() -> ConfigDict:
     config.rollout.weight_dtype = "compute"  # compute (model.compute_dtype) | int8 (rounded for sampling alone)
 
     config.rewards = ConfigDict()
-    # What a response is graded by: math | math_verify (as the GVM authors do) | exact (short answers, multiple choice) |
+    # What a response is graded by: math | math_verify (as the GVM authors do) | exact (short answers, choices) |
     # python_tests (programs, by the tests of their row) | module:function of your own; gvm_jax/rewards/README.md
     # explains them.
     config.rewards.function = "math"
