@@ -1,14 +1,17 @@
 """Log-probabilities and entropies by chunks, against the whole table of logits in float64."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from gvm_jax.models.config import Qwen2Config
-from gvm_jax.models.logprobs import hidden_states, token_logprobs
+from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
 from gvm_jax.models.products import matmul, outer
 from gvm_jax.models.qwen2 import REMAT, Model
+from gvm_jax.models.sharding import batch_sharding
 
 CONFIG = Qwen2Config(
     vocab_size=19, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -31,8 +34,9 @@ def params():
     return jax.tree.map(lambda x: 5 * x, Model(CONFIG).init(1))
 
 
-def through_chunks(params, batch, chunk, remat="none"):
-    model, (tokens, wanted, slopes) = Model(CONFIG, remat=remat), batch
+def through_chunks(params, batch, chunk, remat="none", masked=(), rows=None):
+    config = dataclasses.replace(CONFIG, masked_ids=masked)
+    model, (tokens, wanted, slopes) = Model(config, remat=remat, rows=rows), batch
     segments, positions = jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(9), tokens.shape)
 
     def loss(params):
@@ -75,6 +79,51 @@ def test_gradients_are_those_of_the_whole_table_without_the_entropies(params, ba
         return (jnp.where(wanted, slopes, 0)[:, 1:] * logprobs).sum()
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found[0], jax.grad(loss)(params))
+
+
+MASKED = (range(3, 5), range(16, 19))
+ALLOWED = np.array([*range(3), *range(5, 16)])
+
+
+@pytest.fixture(scope="module")
+def allowed_batch(batch):
+    """The batch with inputs that are masked and with no target that is."""
+    tokens, wanted, slopes = batch
+    assert not np.isin(tokens, ALLOWED).all()
+    return tokens, wanted & np.isin(tokens, ALLOWED), slopes
+
+
+def test_masked_tokens_have_no_part_in_values_and_gradients(params, allowed_batch):
+    """A plain softmax over the other tokens alone."""
+    tokens, wanted, slopes = allowed_batch
+    gradients, (logprobs, entropies) = through_chunks(params, allowed_batch, chunk=4, masked=MASKED)
+
+    def loss(params):
+        module = Model(CONFIG).bind(params)
+        hidden = hidden_states(module, tokens, jnp.broadcast_to(jnp.arange(9), tokens.shape), jnp.zeros_like(tokens))
+        table = jax.nn.log_softmax(module.logits(hidden)[:, :-1, ALLOWED] / TEMPERATURE)
+        places = jnp.searchsorted(ALLOWED, tokens[:, 1:])
+        chosen = jnp.take_along_axis(table, jnp.minimum(places, len(ALLOWED) - 1)[..., None], axis=-1)[..., 0]
+        return (jnp.where(wanted, slopes, 0)[:, 1:] * chosen).sum(), (chosen, -(jnp.exp(table) * table).sum(-1))
+
+    exact, expected = jax.grad(loss, has_aux=True)(params)
+    for mine, whole in zip((logprobs, entropies), expected, strict=True):
+        np.testing.assert_allclose(mine[:, 1:], np.where(wanted[:, 1:], whole, 0), atol=1e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), gradients, exact)
+
+
+def test_a_masked_token_has_no_probability_and_the_others_have_all(params):
+    module = Model(dataclasses.replace(CONFIG, masked_ids=MASKED)).bind(params)
+    table = select_logprobs(jnp.tile(module.logits(jnp.ones((1, 16))), (19, 1)), jnp.arange(19), TEMPERATURE)
+    assert (np.exp(table)[np.setdiff1d(np.arange(19), ALLOWED)] == 0).all()
+    assert np.exp(np.float64(table[ALLOWED])).sum() == pytest.approx(1, abs=1e-6)
+
+
+def test_rows_over_devices_mask_the_same(params, allowed_batch, test_mesh):
+    four = [jnp.concatenate([x, x[:1]]) for x in allowed_batch]
+    alone = through_chunks(params, four, 4, masked=MASKED)
+    split = through_chunks(params, four, 4, masked=MASKED, rows=batch_sharding(test_mesh(data=2, fsdp=2)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), split, alone)
 
 
 @pytest.mark.parametrize("chunk", [1, 1000])

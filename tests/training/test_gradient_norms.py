@@ -1,5 +1,6 @@
 """Per-sample gradient norms against one plain jax.grad for each sample, and against float64."""
 
+import dataclasses
 import pathlib
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 
 from gvm_jax.models.attention import segment_attention
-from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.config import Qwen2Config, in_ranges
 from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
@@ -34,33 +35,41 @@ def tied():
     return model, load_params(model, QUICKSTART)
 
 
-@pytest.fixture(params=["untied", "tied"])
+@pytest.fixture(params=["untied", "tied", "masked"])
 def network(request, tiny, tied):
-    """(model, params) of the random untied model, and of the quickstart's trained and tied one."""
+    """(model, params) of the random untied model, and of the quickstart's trained and tied one, also with a mask."""
+    if request.param == "masked":
+        return Model(dataclasses.replace(tied[0].config, masked_ids=(range(3, 5), range(17, 24)))), tied[1]
     return tied if request.param == "tied" else tiny[:2]
 
 
 @pytest.fixture(params=["any tokens", "few tokens"])
 def rollouts(request, make_rollouts, network):
     """Ragged rows; of few tokens most occur several times, in prompt and response."""
-    drawn = make_rollouts(counts=[3, 2, 2])
-    return drawn.replace(tokens=drawn.tokens % (5 if request.param == "few tokens" else network[0].config.vocab_size))
+    drawn, config = make_rollouts(counts=[3, 2, 2]), network[0].config
+    tokens = drawn.tokens % (5 if request.param == "few tokens" else config.vocab_size)
+    # Masked ones are in prompts only.
+    response = np.arange(tokens.shape[1]) >= drawn.prompt_lengths[:, None]
+    return drawn.replace(tokens=np.where(response & in_ranges(tokens, config.masked_ids), 0, tokens))
 
 
 def reference_norms(model, params, rollouts, row, temperature):
     """The norms of the whole gradient's parts: input embeddings, output head, and their sum's where they are tied.
 
-    A dense forward pass over the unpadded sequence, with the two uses of a tied matrix apart.
+    A dense forward pass over the unpadded sequence, with the two uses of a tied matrix apart, and a softmax over the
+    tokens that are not masked alone.
     """
     n, r = int(rollouts.prompt_lengths[row]), int(rollouts.response_lengths[row])
     tokens = rollouts.tokens[row : row + 1, : n + r]
     is_tied = model.config.tie_word_embeddings
-    apart = Model(type(model.config)(**{**model.config.__dict__, "tie_word_embeddings": False}))
+    apart = Model(dataclasses.replace(model.config, tie_word_embeddings=False, masked_ids=()))
+    allowed = np.flatnonzero(~in_ranges(np.arange(model.config.vocab_size), model.config.masked_ids))
 
     def log_likelihood(params):
         module = apart.bind(params)
         hidden, _ = module(tokens, np.arange(n + r)[None], segment_attention(np.ones_like(tokens)))
-        return select_logprobs(module.logits(hidden)[:, n - 1 : -1], tokens[:, n:], temperature).sum()
+        logits = module.logits(hidden)[:, n - 1 : -1, allowed]
+        return select_logprobs(logits, np.searchsorted(allowed, tokens[:, n:]), temperature).sum()
 
     gradient = jax.grad(log_likelihood)({**params, "lm_head": params["embed_tokens"]} if is_tied else params)
     parts = [np.asarray(gradient[name]["kernel"], np.float64) for name in ("embed_tokens", "lm_head")]
