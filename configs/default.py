@@ -62,7 +62,9 @@ def get_config() -> ConfigDict:
     config.rollout.temperature = 1.0  # of the policy that is sampled and trained
     config.rollout.top_p = 1.0  # nucleus sampling; 1 = off
     config.rollout.top_k = 0  # sample among the k likeliest tokens; 0 = off
-    config.rollout.stop_tokens = ()  # texts of stop tokens; () = what the model's generation config and tokenizer name
+    # Texts of stop tokens; () = what the model's config, generation config and tokenizer name, and the chat template's
+    # end of turn.
+    config.rollout.stop_tokens = ()
     config.rollout.slots = 64  # sequences that a replica of the model decodes at once
     config.rollout.page_size = 64  # tokens in a page of the KV cache; a power of two up to 128
     config.rollout.pages = 0  # pages in a replica's KV cache; 0 = as many as the slots can ever need

@@ -17,7 +17,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError, from_json
-from gvm_jax.data import DataError, load_tokenizer, stop_token_ids
+from gvm_jax.data import DataError, find_endings, load_tokenizer
 from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
@@ -43,8 +43,7 @@ def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int 
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), model.abstract_params)
     params, step = restore_subtree(workdir, "params", abstract, step)
     save_params(model, params, out, dtype, source)
-    if config.rollout.stop_tokens:
-        _end_at(config.rollout.stop_tokens, out)
+    _end_at(config.rollout.stop_tokens, out, model.config.vocab_size)
     return step
 
 
@@ -68,12 +67,14 @@ def run_config(workdir: os.PathLike[str]) -> ConfigDict:
     return from_json(path.read_text())
 
 
-def _end_at(stop_tokens: tuple[str, ...], folder: pathlib.Path) -> None:
+def _end_at(stop_tokens: tuple[str, ...], folder: pathlib.Path, vocab_size: int) -> None:
     """Has the generation config end responses where training ended them, which the base model's does not know."""
-    ids = stop_token_ids(load_tokenizer(str(folder)), str(folder), stop_tokens)
+    ids = find_endings(load_tokenizer(str(folder)), str(folder), vocab_size, stop_tokens).stop_ids
     file = folder / "generation_config.json"
     settings = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    file.write_text(json.dumps({**settings, "eos_token_id": list(ids)}, indent=2) + "\n", encoding="utf-8")
+    named = settings.get("eos_token_id")
+    if set(named if isinstance(named, list) else [named]) != set(ids):
+        file.write_text(json.dumps({**settings, "eos_token_id": list(ids)}, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:

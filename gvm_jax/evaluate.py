@@ -175,6 +175,7 @@ def _describe(
     parameters = sum(x.size for x in jax.tree.leaves(sampler.model.abstract_params))
     of = f", step {weights['step']} of {weights['checkpoint']}" if trained else ""
     lines = [f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, {sampler.dtype_reason}{of}"]
+    lines.append(sampler.describe_tokens())
     for name, prompts in data_sets.items():
         dropped = "".join(f"; dropped {rows}: {reason}" for reason, rows in prompts.dropped.items())
         lines.append(f"data      {name}: {len(prompts):,} questions{dropped}")

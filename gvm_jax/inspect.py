@@ -2,7 +2,7 @@
 
 Prints how many rows make prompts and why others are dropped, the lengths of the prompts, and rows as they are: the
 rendered chat with its special tokens, and the reference answer as the verifier gets it. Of the model it needs the
-tokenizer alone.
+tokenizer alone; where there is a config.json too, tokens that the model has no row for are an error, as in a run.
 """
 
 import sys
@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 
 from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.data import DataError, build_prompts, load_config_rows, load_tokenizer
+from gvm_jax.data import DataError, build_prompts, check_prompts, load_config_rows, load_tokenizer
 from gvm_jax.data.prompts import TOO_LONG, UNREADABLE, UNREADABLE_ADVICE
+from gvm_jax.data.tokenizer import read_model_json
 from gvm_jax.rewards import Grader, VerifierFailure
 
 PERCENTILES = (0, 50, 90, 99, 100)
@@ -48,6 +49,8 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
     whole = build_prompts(
         [row._replace(dropped="") for row in rows], tokenizer, data.system_prompt, data.user_template, sys.maxsize
     )
+    if vocab_size := read_model_json(config.model.path, "config.json").get("vocab_size"):
+        check_prompts(whole, tokenizer, vocab_size, data.system_prompt, data.user_template)
     lengths = np.array([len(tokens) for tokens in whole.tokens])
     with Grader(**config.rewards) as grader:
         readable = grader.parses([row.answer for row in rows])

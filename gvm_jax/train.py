@@ -59,7 +59,7 @@ def train(config, workdir: os.PathLike[str]) -> None:
             print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
         tracker = Tracker(wandb, workdir, files.local, config) if wandb and first else None
         limit = config.optimizer.max_skipped_updates
-        samples = SampleTexts(run.prompts, run.tokenizer, config.journal.samples)
+        samples = SampleTexts(run.prompts, run.sampler.endings, config.journal.samples)
         journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
         try:
             loop(config, run, state, journal, checkpointer, stop)

@@ -62,7 +62,7 @@ def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
         prompts = _PROMPTS.value or config.prompts_per_step
         for entry in entries:  # errors before the pool is drawn
             make_scenario(run._step, config, entry, prompts, _VISITS.value)
-        print(*describe_run(run)[:2], f"workdir   {workdir}", sep="\n", flush=True)
+        print(*describe_run(run)[:3], f"workdir   {workdir}", sep="\n", flush=True)
         params, step = load_policy(run, _CHECKPOINT.value)
         small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= SMALL
         parameters = _PARAMETERS.value or ("." if small else config.gradient_norms.parameters)

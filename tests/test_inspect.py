@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from gvm_jax.config import ConfigError
+from gvm_jax.data import DataError
 from gvm_jax.inspect import inspect
 from tests.test_train import ROOT, environment, small_config
 
@@ -51,6 +52,16 @@ def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config
     assert inspect(config, "evaluation")[0] == f"data      {config.evaluation.path}: 1 rows, 1 prompts"
     with pytest.raises(ConfigError, match=r"--row=5: data.path = .* has the rows 0 to 4"):
         inspect(config, "data", [5])
+
+
+def test_a_prompt_that_the_model_has_no_row_for_is_an_error_as_in_a_run(config, tmp_path):
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
+    (tmp_path / "config.json").write_text('{"vocab_size": 12}')
+    small = config.copy_and_resolve_references()
+    small.model.path = str(tmp_path)
+    with pytest.raises(DataError, match=r"Row 0 .* the token '=' has the id 12, .* 12 rows .* the chat template"):
+        inspect(small, "data")
 
 
 def test_the_command_needs_no_weights_and_no_device(tmp_path):

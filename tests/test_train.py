@@ -12,10 +12,12 @@ import sys
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 import gvm_jax.train as train_module
 from configs import quickstart
 from gvm_jax.convert import convert
+from gvm_jax.evaluate import evaluate
 from gvm_jax.models.config import ModelError, Qwen2Config
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
@@ -54,6 +56,10 @@ def command(workdir, *flags):
 
 def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache")}
+
+
+def edit_json(file, fields):
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
 
 
 def final_state(workdir):
@@ -138,16 +144,19 @@ def test_an_exported_policy_is_a_model_folder(finished, tmp_path):
 
 
 def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_path):
-    shutil.copytree(finished, tmp_path / "run")
-    file = tmp_path / "run/config.json"
-    config = json.loads(file.read_text())
-    config["rollout"]["stop_tokens"] = ["<|im_end|>"]
-    file.write_text(json.dumps(config))
-    ends = []
-    for run in (finished, tmp_path / "run"):
+    shutil.copytree(quickstart.MODEL, base := tmp_path / "base")  # names <|endoftext|> alone, unlike its template
+    template = "{% for m in messages %}{{ m.content }}{{ '=' if m.role == 'user' else '<|im_end|>' }}{% endfor %}"
+    edit_json(base / "tokenizer_config.json", {"eos_token": "<|endoftext|>", "chat_template": template})
+    for name in ("config.json", "generation_config.json"):
+        edit_json(base / name, {"eos_token_id": 15})
+    shutil.copytree(finished, run := tmp_path / "run")
+    config, ends = json.loads((run / "config.json").read_text()), []
+    for model, stop_tokens in ((quickstart.MODEL, []), (quickstart.MODEL, ["<|im_end|>"]), (base, [])):
+        config["model"]["path"], config["rollout"]["stop_tokens"] = str(model), stop_tokens
+        (run / "config.json").write_text(json.dumps(config))
         convert(run, tmp_path / "model", "bfloat16")
         ends.append(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"])
-    assert ends == [[16, 15], [16]]
+    assert ends == [[16, 15], [16], [15, 16]]
 
 
 @pytest.mark.parametrize("held", [None, '{"steps": 3}', "not JSON"])
@@ -286,6 +295,43 @@ def test_bad_input_is_one_clear_line(flags, message, tmp_path):
     )
     assert done.returncode != 0 and message in done.stderr
     assert not (tmp_path / "run/checkpoints").exists()
+
+
+def test_rows_of_the_embedding_table_without_a_token_change_nothing(finished, tmp_path, capsys):
+    """Were they sampled, 7 rows as likely as the semicolon would have most of the probability."""
+    shutil.copytree(quickstart.MODEL, folder := tmp_path / "model")
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][17:] = tensors["model.embed_tokens.weight"][11]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    train(small_config(steps=1, **{"model.path": str(folder)}), tmp_path / "run")
+    assert without_times(read_metrics(tmp_path / "run")) == without_times(read_metrics(finished))[:1]
+    assert read_rows(tmp_path / "run", "samples") == read_rows(finished, "samples")[:1]
+    assert (
+        "tokens    24 ids, 7 of them without a text and never sampled; a response ends with" in capsys.readouterr().out
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data.user_template": "{problem}<|far|>"}, r"Row 0 .* '<\|far\|>' has the id 26, .* data.user_template"),
+        ({"rollout.stop_tokens": ("<|far|>",)}, r"rollout.stop_tokens: .* '<\|far\|>' has the id 26, .* 24 rows"),
+    ],
+)
+@pytest.mark.parametrize("section", ["data", "evaluation"])
+def test_tokens_beyond_the_embedding_table_are_an_error(section, changes, message, tmp_path):
+    shutil.copytree(quickstart.MODEL, folder := tmp_path / "model")
+    added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
+    names = [f"<|extra_{i}|>" for i in range(17, 26)] + ["<|far|>"]
+    more = [{**added[-1], "id": 17 + i, "content": name} for i, name in enumerate(names)]
+    edit_json(folder / "tokenizer.json", {"added_tokens": [*added, *more]})
+    with pytest.raises(ValueError, match=message):
+        if section == "data":
+            train(small_config(**{"model.path": str(folder)}, **changes), tmp_path / "run")
+        else:
+            config = small_config(**{"model.path": str(folder)}, **changes)
+            evaluate(config, tmp_path / "run", [OVERRIDES["data.path"]])
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_that_could_not_start_leaves_the_workdir_free(tmp_path):

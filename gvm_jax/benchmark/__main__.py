@@ -29,7 +29,7 @@ from gvm_jax.benchmark.workload import (
     update,
     update_lengths,
 )
-from gvm_jax.data import DataError, load_rows, load_tokenizer, stop_token_ids
+from gvm_jax.data import DataError, check_ids, find_endings, load_rows, load_tokenizer
 from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
 from gvm_jax.planning.chips import chip_of
 
@@ -90,13 +90,14 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
       prompts: 0 = the workload's own number.
 
     Raises:
-      DataError, ValueError: no tokenizer, or no or too few questions.
+      DataError, ModelError, ValueError: no tokenizer or config.json, tokens that the model's embedding table has no row
+        for, or no or too few questions.
     """
-    tokenizer = load_tokenizer(model)
+    tokenizer, vocab_size = load_tokenizer(model), Qwen2Config.from_folder(pathlib.Path(model)).vocab_size
     answers = "question" if TASKS[name] == "engine" else "answer"
     rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
     questions, sizes = [row.problem for row in rows], {"prompts": prompts} if prompts else {}
-    stops = stop_token_ids(tokenizer, model)
+    stops = find_endings(tokenizer, model, vocab_size).stop_ids
     if name == "step":
         from configs import default  # not above: only the checkout has it
 
@@ -104,19 +105,18 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
         workload = step(
             tokenizer, questions, [row.answer for row in rows], stops, asked.system_prompt, asked.user_template, **sizes
         )
-        return workload, [workload.counts]
-    if TASKS[name] != "engine":
+    elif TASKS[name] != "engine":
         given = (gradient_norms, logprobs, update, update_lengths, agreement)
         make = next(function for function in given if function.__name__ == name)
         workload = make(tokenizer, questions, [row.answer for row in rows], **sizes)
-        return workload, [workload.counts]
-    if name == "prefill":
-        workload = prefill(tokenizer, questions, **sizes)
-        return workload, [[samples] * len(workload.prompts) for samples in PREFILL_SAMPLES]
-    workload = (
-        grouped(tokenizer, questions, **sizes) if name == "grouped" else gsm8k(tokenizer, questions, stops, **sizes)
-    )
-    return workload, [workload.counts]
+    elif name == "gsm8k":
+        workload = gsm8k(tokenizer, questions, stops, **sizes)
+    else:
+        workload = (grouped if name == "grouped" else prefill)(tokenizer, questions, **sizes)
+    ids = sorted({token_id for tokens in (*workload.prompts, *workload.responses) for token_id in tokens})
+    check_ids(ids, tokenizer, vocab_size, f"--data={data}, as the model's tokenizer reads it", "Use other data.")
+    cases = [[n] * len(workload.prompts) for n in PREFILL_SAMPLES] if name == "prefill" else [workload.counts]
+    return workload, cases
 
 
 def parse_settings(flag: str, pairs: Sequence[str]) -> dict[str, str | float]:

@@ -1,4 +1,4 @@
-"""Loads a model's tokenizer and finds the tokens that end a response."""
+"""Loads a model's tokenizer and reads the JSON files beside it."""
 
 import json
 import os
@@ -42,45 +42,12 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
         ) from error
 
 
-def stop_token_ids(
-    tokenizer: "PreTrainedTokenizerBase", model_path: str, names: tuple[str, ...] = ()
-) -> tuple[int, ...]:
-    """The ids of the tokens that end a response, ascending.
-
-    Args:
-      tokenizer: the model's tokenizer.
-      model_path: folder or hub name of the model.
-      names: texts of the stop tokens; () = every `eos_token_id` of generation_config.json and config.json,
-        and the tokenizer's own.
+def read_model_json(model_path: str, filename: str) -> dict:
+    """A JSON file of a model, {} if it has none; a hub model's is cached as its tokenizer is.
 
     Raises:
-      DataError: a name is not a token, or there is no stop token.
+      DataError: it holds no JSON object.
     """
-    if names:
-        vocabulary = tokenizer.get_vocab()
-        for name in names:
-            if name not in vocabulary:
-                raise DataError(
-                    f"rollout.stop_tokens: {name!r} is not one token of the vocabulary of {model_path!r}. "
-                    f"Name tokens such as {tokenizer.eos_token!r}, or none to take what the model names."
-                )
-        return tuple(sorted({vocabulary[name] for name in names}))
-
-    named = [tokenizer.eos_token_id]
-    for filename in ("generation_config.json", "config.json"):
-        eos_token_id = _read_model_json(model_path, filename).get("eos_token_id")
-        named += eos_token_id if isinstance(eos_token_id, list) else [eos_token_id]
-    ids = sorted({token_id for token_id in named if token_id is not None})
-    if not ids:
-        raise DataError(
-            f"model.path = {model_path!r}: neither generation_config.json, config.json nor the tokenizer "
-            "names an end-of-sequence token. Set rollout.stop_tokens."
-        )
-    return tuple(ids)
-
-
-def _read_model_json(model_path: str, filename: str) -> dict:
-    """A JSON file of a model, {} if it has none; a hub model's is cached as its tokenizer is."""
     from transformers.utils import cached_file
 
     local = pathlib.Path(model_path).expanduser()
@@ -89,4 +56,12 @@ def _read_model_json(model_path: str, filename: str) -> dict:
         found = file if file.is_file() else None
     else:
         found = cached_file(model_path, filename, _raise_exceptions_for_missing_entries=False)
-    return json.loads(pathlib.Path(found).read_text(encoding="utf-8")) if found else {}
+    try:
+        content = json.loads(pathlib.Path(found).read_text(encoding="utf-8")) if found else {}
+    except ValueError as error:
+        raise DataError(
+            f"model.path = {model_path!r}: {filename} is no JSON ({error}). Copy the file again."
+        ) from error
+    if not isinstance(content, dict):
+        raise DataError(f"model.path = {model_path!r}: {filename} holds no JSON object. Copy the file again.")
+    return content

@@ -112,7 +112,7 @@ def make_record(sampler: Sampler, prompts: PromptSet, answer: Answer) -> dict[st
         "gold": prompts.golds[at],
         "response": answer.text,
         "tokens": answer.response.tolist(),
-        "stopped": int(answer.response[-1]) in sampler.stop_ids,
+        "stopped": int(answer.response[-1]) in sampler.endings.stop_ids,
         **_grade(answer.verdict),
     }
 

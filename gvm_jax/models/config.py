@@ -1,8 +1,11 @@
 """The shape of a Qwen2.5 model, read from its `config.json`."""
 
 import dataclasses
+import functools
 import json
+import operator
 import pathlib
+from collections.abc import Sequence
 
 
 class ModelError(ValueError):
@@ -11,7 +14,7 @@ class ModelError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Qwen2Config:
-    """The fields of `config.json` that shape the network, under Hugging Face's names."""
+    """The fields of `config.json` that shape the network, under Hugging Face's names, and which tokens it may write."""
 
     vocab_size: int
     hidden_size: int
@@ -24,6 +27,8 @@ class Qwen2Config:
     rms_norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int = 32_768  # the longest sequence that it was made for; transformers' default
+    # Ids whose logits are -inf: the tokenizer has no text for them. config.json knows none: who has the tokenizer says.
+    masked_ids: tuple[range, ...] = ()
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> "Qwen2Config":
@@ -59,20 +64,26 @@ class Qwen2Config:
                 raise ModelError(f"{path}: num_attention_heads is {heads!r}; it must divide hidden_size")
             values["head_dim"] = values["hidden_size"] // heads
         types = {"int": int, "float": (int, float), "bool": bool}
-        for field in dataclasses.fields(cls):
+        fields = [field for field in dataclasses.fields(cls) if field.name != "masked_ids"]
+        for field in fields:
             value, wanted = values.get(field.name), field.type.__name__
             right = isinstance(value, types[wanted]) and (wanted == "bool" or (value is not True and value > 0))
             if not right:
                 raise ModelError(
                     f"{path}: {field.name} is {value!r}; it must be a {wanted}{' above 0' * (wanted != 'bool')}"
                 )
-        config = cls(**{field.name: values[field.name] for field in dataclasses.fields(cls)})
+        config = cls(**{field.name: values[field.name] for field in fields})
         if config.num_attention_heads % config.num_key_value_heads:
             raise ModelError(
                 f"{path}: num_key_value_heads is {config.num_key_value_heads}; it must divide num_attention_heads = "
                 f"{config.num_attention_heads}"
             )
         return config
+
+
+def in_ranges(ids, ranges: Sequence[range]):
+    """Which of the ids (an array of any kind) are in one of the ranges."""
+    return functools.reduce(operator.or_, ((ids >= r.start) & (ids < r.stop) for r in ranges), ids < 0)
 
 
 def model_folder(path: str, weights: bool = True) -> pathlib.Path:

@@ -1,6 +1,7 @@
 """The one log-probability of the project: sampling, training, the reference model and gradient norms use it.
 
-log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and T the sampling temperature.
+log π_T(y | x) = z_y / T − logsumexp(z / T), with the logits z in float32 and T the sampling temperature. Masked
+tokens have z = −∞ (`Qwen2.logits`).
 """
 
 import dataclasses
@@ -45,7 +46,9 @@ def entropies(logits: Float[Array, "... V"], temperature: float | Float[Array, "
     peak = logits.max(-1, keepdims=True)
     total = partition_sums(logits, peak, inverse).sum(-1)
     scaled = (logits - peak) * inverse
-    return jnp.log(total) - (jnp.exp(scaled) * scaled).sum(-1) / total
+    weights = jnp.exp(scaled)
+    # 0·log 0 = 0: the logits of masked tokens are -inf.
+    return jnp.log(total) - jnp.where(weights > 0, weights * scaled, 0.0).sum(-1) / total
 
 
 def logit_gradients(
@@ -162,7 +165,7 @@ class _Chunks:
 
             def add(i, found):
                 at, inside, chosen = self._part(targets, i)
-                logits = self.model.head.logits(states[before(at)], kernel)
+                logits = self.model.logits(states[before(at)], kernel)
                 values = select_logprobs(logits, chosen, self.temperature), entropies(logits, self.temperature)
                 # What is not wanted has a place out of range, which is dropped.
                 return found.at[:, jnp.where(inside, at, size)].set(jnp.stack(values), mode="drop")
@@ -177,7 +180,7 @@ class _Chunks:
             def add(i, gradients):
                 at, inside, chosen = self._part(targets, i)
                 mine = states[before(at)]
-                logits = self.model.head.logits(mine, rounded)
+                logits = self.model.logits(mine, rounded)
                 of_logits = logit_gradients(logits, chosen, jnp.where(inside, slopes[at], 0.0), self.temperature)
                 of_logits = of_logits.astype(dtype)
                 return gradients[0] + outer(of_logits, mine), gradients[1].at[before(at)].add(of_logits @ rounded)

@@ -20,7 +20,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from gvm_jax.models.attention import IMPLEMENTATIONS, Attention
-from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.config import Qwen2Config, in_ranges
 from gvm_jax.models.products import matmul
 
 # What of a layer the backward pass finds kept, and what it computes again.
@@ -223,9 +223,10 @@ class Qwen2(nnx.Module):
         """What turns hidden states into logits."""
         return self.embed_tokens if self.lm_head is None else self.lm_head
 
-    def logits(self, hidden: Float[Array, "... D"]) -> Float[Array, "... V"]:
-        """Next-token logits in float32."""
-        return self.head.logits(hidden)
+    def logits(self, hidden: Float[Array, "... D"], kernel: Float[Array, "V D"] | None = None) -> Float[Array, "... V"]:
+        """Next-token logits in float32, -inf for `config.masked_ids`; `kernel` is the head's, where it is at hand."""
+        logits, masked = self.head.logits(hidden, kernel), self.config.masked_ids
+        return jnp.where(in_ranges(jnp.arange(logits.shape[-1]), masked), -jnp.inf, logits) if masked else logits
 
 
 def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Float[Array, "B L half"]:

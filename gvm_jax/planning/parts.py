@@ -23,7 +23,7 @@ STOP_IDS = (0,)  # which tokens end a response does not change the size of a pro
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What `training.run.Run` builds but for the data, the tokenizer and the weights."""
+    """What `training.run.Run` builds but for the data, the tokenizer (so no id is masked) and the weights."""
 
     config: ConfigDict
     topology: Topology

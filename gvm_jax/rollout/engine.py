@@ -138,6 +138,7 @@ class RolloutEngine:
             self.settings,
             self.replicas,
             self.stop_ids,
+            self._model.config.vocab_size,
             jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding),
             compiled["prefill"],
             compiled["copy pages"],

@@ -138,7 +138,12 @@ class Sampling:
             raise ValueError(
                 f"prompt {len(self._prompts)} has {len(tokens)} tokens; 2 to data.max_prompt_tokens={most} are allowed"
             )
-        tokens = np.asarray(tokens, np.int32)
+        tokens, vocab_size = np.asarray(tokens, np.int32), self._programs.vocab_size
+        if tokens.min() < 0 or tokens.max() >= vocab_size:  # on the device they would be other tokens
+            raise ValueError(
+                f"prompt {len(self._prompts)} has the token ids {tokens.min()} to {tokens.max()}; those of the model's "
+                f"embedding table are 0 to {vocab_size - 1}"
+            )
         self._group.extend([len(self._prompts)] * count)
         self._prompts.append(tokens)
         rows = self._samples.add(count)

@@ -125,6 +125,7 @@ class CompiledPrograms:
     settings: RolloutSettings
     replicas: int
     stop_ids: Int[np.ndarray, " n"]
+    vocab_size: int
     new_cache: Callable
     prefill: Callable
     copy_pages: Callable

@@ -29,6 +29,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.config import ConfigError
+from gvm_jax.models.config import in_ranges
 from gvm_jax.models.logprobs import hidden_states, response_logprobs
 from gvm_jax.models.qwen2 import Model, Params, Qwen2
 from gvm_jax.rollout.rollouts import Rollouts
@@ -215,13 +216,13 @@ def _factored_norms(
     def predict(tap):
         return _before(hidden_states(module, rows.tokens, rows.positions, rows.sample, tap))
 
-    head, inside = _head(module), rows.response
+    head, inside, masked = _head(module), rows.response, module.config.masked_ids
     if not paths.embeddings:
-        errors = prediction_errors(head, predict(None), rows.tokens, inside, temperature, products=True)
+        errors = prediction_errors(head, predict(None), rows.tokens, inside, temperature, masked, products=True)
         return _norms(module, paths, rows, errors, None, samples)
     tap = jnp.zeros((*rows.tokens.shape, module.config.hidden_size), module.dtype)
     states, backward = jax.vjp(predict, tap)
-    errors = prediction_errors(head, states, rows.tokens, inside, temperature, paths.head, pullback=True)
+    errors = prediction_errors(head, states, rows.tokens, inside, temperature, masked, paths.head, pullback=True)
     (deltas,) = backward(errors.pullback.astype(states.dtype))
     return _norms(module, paths, rows, errors, deltas, samples)
 
@@ -254,7 +255,8 @@ def norms_from_taps(
     errors = None
     if paths.head:
         errors = prediction_errors(
-            _head(module), _before(hidden), rows.tokens, rows.response, temperature, products=True
+            _head(module), _before(hidden), rows.tokens, rows.response, temperature, module.config.masked_ids,
+            products=True,
         )  # fmt: skip
     return _norms(module, paths, rows, errors, deltas, samples)
 
@@ -270,6 +272,7 @@ class PredictionErrors(NamedTuple):
     missed: Float[Array, "B T"]  # e_t[y_t] = 1 − π_T(y_t)
     log_total: Float[Array, "B T"]  # log Σ_v exp(z_v / T); infinite beyond the response
     inverse: float  # 1 / T
+    masked: tuple[range, ...]  # ids that have no probability
     products: Float[Array, "B T T"] | None  # e_t · e_t'
     pullback: Float[Array, "B T D"] | None  # Uᵀ e_t / T: the gradient with respect to h_t
 
@@ -278,6 +281,7 @@ class PredictionErrors(NamedTuple):
         probabilities = jnp.exp(
             _dot("btd,bsd->bts", self.states, head[tokens]) * self.inverse - self.log_total[..., None]
         )
+        probabilities = jnp.where(in_ranges(tokens, self.masked)[:, None], 0.0, probabilities)
         return jnp.where(self.targets[..., None] == tokens[:, None], self.missed[..., None], -probabilities)
 
 
@@ -287,6 +291,7 @@ def prediction_errors(
     targets: Int[Array, "B T"],
     inside: Bool[Array, "B T"],
     temperature: float,
+    masked: tuple[range, ...] = (),
     products: bool = False,
     pullback: bool = False,
 ) -> PredictionErrors:
@@ -306,6 +311,7 @@ def prediction_errors(
       targets: y_t.
       inside: which t are inside the response.
       temperature: T of the softmax.
+      masked: ids that have no probability, as in `Qwen2Config`.
       products: whether to compute them.
       pullback: whether to compute it.
     """
@@ -319,7 +325,7 @@ def prediction_errors(
         begin = jnp.minimum(i * block, vocabulary - block)  # the last block may overlap the one before it
         ids = begin + jnp.arange(block)
         vectors = jax.lax.dynamic_slice_in_dim(head, begin, block)
-        counted = (ids >= i * block) & (ids != targets[..., None])
+        counted = (ids >= i * block) & ~in_ranges(ids, masked) & (ids != targets[..., None])
         logits = jnp.where(counted, _dot("btd,vd->btv", states, vectors), -jnp.inf)
         new_peak = jnp.maximum(peak, logits.max(-1))
         weights = jnp.exp((logits - new_peak[..., None]) * inverse)
@@ -349,7 +355,7 @@ def prediction_errors(
     log_total = jnp.where(inside, jnp.logaddexp(log_others, own), jnp.inf)
     missed = jnp.exp(log_others - log_total)
     scale = jnp.exp(peak * inverse - log_total)  # turns sums into sums of probabilities
-    errors = PredictionErrors(states, targets, missed, log_total, inverse, None, None)
+    errors = PredictionErrors(states, targets, missed, log_total, inverse, masked, None, None)
     if products:
         mixed = missed[:, None] * errors.at(head, targets)  # e_t[y_t'] · e_t'[y_t'], [B, t, t']
         same = targets[:, :, None] == targets[:, None]

@@ -168,6 +168,7 @@ def describe_run(run: Run) -> list[str]:
     lines = [
         f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {run.sampler.dtype_reason}; "
         f"trained with attention {run.model.attention}",
+        run.sampler.describe_tokens(),
         f"data      {_describe(config.data.path, run.prompts)}; an epoch is {run.stream.steps_per_epoch} steps",
     ]
     if run.held_out:

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
-from gvm_jax.data import PromptSet, load_prompts, load_tokenizer, stop_token_ids
+from gvm_jax.data import PromptSet, check_prompts, find_endings, load_prompts, load_tokenizer, textless_ids
 from gvm_jax.data.prompts import UNREADABLE
 from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
@@ -62,7 +62,7 @@ class Answer:
     prompt_id: int
     sample: int  # index among the prompt's samples
     response: Int[np.ndarray, " n"]  # its tokens
-    text: str  # what they spell, without special tokens
+    text: str  # what they spell before the end of turn
     verdict: Verdict
 
 
@@ -80,9 +80,12 @@ class Sampler(contextlib.AbstractContextManager):
     def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
         self.config, self.timer, self._check_interrupt = config, PhaseTimer(), check_interrupt
         folder = model_folder(config.model.path)
-        self.folder, self._network = folder, Qwen2Config.from_folder(folder)
+        self.folder, network = folder, Qwen2Config.from_folder(folder)
         self.tokenizer = load_tokenizer(str(folder))
-        self.stop_ids = stop_token_ids(self.tokenizer, str(folder), config.rollout.stop_tokens)
+        self.endings = find_endings(self.tokenizer, str(folder), network.vocab_size, config.rollout.stop_tokens)
+        # A stop token without a text ends a response all the same.
+        masked = textless_ids(self.tokenizer, network.vocab_size, kept=self.endings.stop_ids)
+        self._network = dataclasses.replace(network, masked_ids=masked)
         self._settings = settings = RolloutSettings.from_config(config)
         if settings.max_tokens > self._network.max_position_embeddings:
             raise ConfigError(
@@ -98,7 +101,9 @@ class Sampler(contextlib.AbstractContextManager):
 
     def load_prompts(self, name: str, path: str) -> PromptSet:
         """Prompts of a data set of the section `data` or `evaluation` whose references the verifier can use."""
+        data = self.config.data
         prompts = load_prompts(self.config, name, path, self.tokenizer)
+        check_prompts(prompts, self.tokenizer, self._network.vocab_size, data.system_prompt, data.user_template)
         return prompts.drop(~self.grader.parses(prompts.golds), UNREADABLE)
 
     def build(self) -> None:
@@ -110,7 +115,13 @@ class Sampler(contextlib.AbstractContextManager):
             self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh), attention=attention
         )
         check_weights(self.model, self.folder)
-        self.engine = RolloutEngine(self.model, self.mesh, self._settings, self.stop_ids)
+        self.engine = RolloutEngine(self.model, self.mesh, self._settings, self.endings.stop_ids)
+
+    def describe_tokens(self) -> str:
+        """Which tokens are sampled and which end a response, for the first lines of a run."""
+        masked = sum(map(len, self._network.masked_ids))
+        textless = f", {masked:,} of them without a text and never sampled" if masked else ""
+        return f"tokens    {self._network.vocab_size:,} ids{textless}; {self.endings}"
 
     def load_params(self) -> Params:
         """The weights of `model.path`, in float32 over the mesh."""
@@ -151,7 +162,7 @@ class Sampler(contextlib.AbstractContextManager):
         rollouts, verdicts, stopped = None, [], None
 
         def submit(row: int, response: np.ndarray) -> None:
-            text = self.tokenizer.decode(response, skip_special_tokens=True)
+            text = self.endings.text(response)
             pending[row] = self.grader.submit(text, prompts.golds[positions[request_of_row[row]]])
             undelivered[row] = response.copy(), text
 

@@ -1,16 +1,13 @@
 """Some of a step's samples as text, for a person who wants to see what the policy writes."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
-from gvm_jax.data import PromptSet
+from gvm_jax.data import Endings, PromptSet
 from gvm_jax.training.sampler import STATUSES, Graded
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 
 def spread(group: Int[np.ndarray, " N"], limit: int) -> Int[np.ndarray, " n"]:
@@ -41,12 +38,12 @@ class SampleTexts:
 
     Attributes:
       prompts: the training prompts.
-      tokenizer: the model's.
+      endings: of the responses.
       limit: samples of a step at most; 0 = none.
     """
 
     prompts: PromptSet
-    tokenizer: "PreTrainedTokenizerBase"
+    endings: Endings
     limit: int
 
     def columns(self, prompt_ids: Int[np.ndarray, " m"], graded: Graded) -> dict[str, list[Any]]:
@@ -59,7 +56,7 @@ class SampleTexts:
             "prompt_id": ids.tolist(),
             "prompt": [self.prompts.problems[i] for i in positions],
             "reference": [self.prompts.golds[i] for i in positions],
-            "response": [self.tokenizer.decode(rollouts.response(row), skip_special_tokens=True) for row in rows],
+            "response": [self.endings.text(rollouts.response(row)) for row in rows],
             "reward": graded.scores[rows].tolist(),
             "status": [STATUSES[i].value for i in graded.statuses[rows]],
             "tokens": rollouts.response_lengths[rows].tolist(),

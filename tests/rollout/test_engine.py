@@ -263,6 +263,30 @@ def test_greedy_samples_agree_and_follow_the_argmax(engine, tiny):
     np.testing.assert_array_equal(greedy.response(0), likeliest[begin : begin + greedy.response_lengths[0]])
 
 
+@pytest.mark.parametrize("cuts", [{}, {"top_p": 0.9, "top_k": 50}, {"weight_dtype": "int8"}], ids=str)
+def test_masked_tokens_are_never_sampled(tiny, mesh, cuts):
+    """Log-probabilities are those of a plain softmax over the 40 other tokens, fewer than top_k keeps."""
+    model, params, _ = tiny
+    config = dataclasses.replace(model.config, masked_ids=(range(40), range(80, 96)))
+    engine = RolloutEngine(Model(config), mesh, RolloutSettings(**{**SETTINGS, **cuts}), ())
+    policy, whole = engine.load(params), params
+    if cuts.get("weight_dtype") == "int8":
+        model, whole = Model(model.config, weight_dtype="int8"), quantize(params)
+    for temperature in (1.3, 0.0):
+        drawn = policy.sample(PROMPTS[:2], IDS[:2], np.array([3, 2]), KEY, temperature)
+        positions = np.broadcast_to(np.arange(drawn.tokens.shape[1]), drawn.tokens.shape)
+        module = model.bind(whole)
+        hidden, _ = module(drawn.tokens, positions, segment_attention(np.ones_like(drawn.tokens)))
+        table = np.asarray(module.logits(hidden), np.float64)[:, :, 40:80] / (temperature or 1.0)
+        table -= np.log(np.exp(table).sum(-1, keepdims=True))
+        for row, begin in enumerate(drawn.prompt_lengths):
+            places, of_row = drawn.response(row) - 40, table[row, begin - 1 : begin + 11]
+            assert len(places) == 12 and (0 <= places).all() and (places < 40).all()
+            np.testing.assert_allclose(drawn.logprobs[row], of_row[np.arange(12), places], atol=2e-5)
+            if temperature == 0:
+                np.testing.assert_array_equal(places, of_row.argmax(-1))
+
+
 def test_finished_samples_are_reported_once_as_they_end(policy, rollouts):
     seen = {}
     policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0, on_finished=lambda row, r: seen.update({row: r}))
@@ -299,6 +323,9 @@ def test_bad_input_is_named(tiny, mesh, policy):
     for length in (1, 21):
         with pytest.raises(ValueError, match=f"prompt 0 has {length} tokens"):
             policy.sample([np.zeros(length, np.int32)], IDS[:1], COUNTS[:1], KEY, 1.0)
+    for wrong in (-1, 96):
+        with pytest.raises(ValueError, match=r"prompt 0 has the token ids .*; those of the model's .* are 0 to 95"):
+            policy.sample([np.array([1, wrong])], IDS[:1], COUNTS[:1], KEY, 1.0)
 
 
 @pytest.mark.slow

@@ -50,8 +50,8 @@ def graded():
 def texts(limit):
     ids = np.array([3, 7, 9], np.int32)
     prompts = PromptSet(ids, [np.array([1, 2])] * 3, ["one?", "two?", "three?"], ["1", "2", "3"], 10, {})
-    spell = types.SimpleNamespace(decode=lambda tokens, skip_special_tokens: " ".join(map(str, tokens)))
-    return SampleTexts(prompts, spell, limit)
+    endings = types.SimpleNamespace(text=lambda response: " ".join(map(str, response)))
+    return SampleTexts(prompts, endings, limit)
 
 
 def test_a_row_has_its_own_prompt_response_and_verdict(graded):
