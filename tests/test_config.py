@@ -259,7 +259,7 @@ def test_a_reward_may_be_a_function_of_the_users_own():
 def test_the_nearest_choice_is_named():
     (problem,) = problems(changed(rewards__function="maths"))
     assert problem.startswith(
-        "rewards.function = 'maths': must be 'exact' or 'math' or 'python_tests', or module:function"
+        "rewards.function = 'maths': must be 'exact' or 'math' or 'math_verify' or 'python_tests', or module:function"
     )
     assert problem.endswith("; did you mean 'math'?")
 
