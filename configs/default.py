@@ -29,10 +29,11 @@ def get_config() -> ConfigDict:
     config.model.attention = "auto"
 
     config.data = ConfigDict()
-    # A .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic, or a short name of
-    # gvm_jax/data/named.py (numina, math, gsm8k, deepscaler, ...), which brings the fields up to answer_after itself.
+    # A .json/.jsonl/.parquet/.csv file (.jsonl.gz too) or a folder of them, a hub path, builtin:arithmetic, or a short
+    # name of gvm_jax/data/named.py (numina, math, gsm8k, deepscaler, ...), which brings the fields up to answer_after.
     config.data.path = ""
-    config.data.subset = ""  # the hub data set's configuration name ("main" for openai/gsm8k); "" = its default
+    # A hub data set's configuration name ("main" for openai/gsm8k), also of its clone on disk; "" = its default
+    config.data.subset = ""
     config.data.split = ""  # split to train on; "" = train
     config.data.problem_column = ""  # column with the problem (text or chat; a.b is b inside of a); "" = problem
     config.data.answer_column = ""  # column with the reference answer; "" = answer
@@ -40,6 +41,9 @@ def get_config() -> ConfigDict:
         ""  # column | list: all its texts, a line each | boxed: the last \boxed{} in it; "" = column
     )
     config.data.answer_after = ""  # keep only the answer's text after the last such mark ("####" for GSM8K)
+    # Rows whose problem or answer is null, missing, empty, no text or without the mark of answer_after: drop (counted;
+    # more than 5 % are an error) | error (one is)
+    config.data.bad_rows = "drop"
     config.data.exclude = ()  # data sets, named as evaluation.path is, whose problems are left out of training
     config.data.system_prompt = "Please reason step by step, and put your final answer within \\boxed{}."
     config.data.user_template = (  # {problem} is replaced by the problem's text

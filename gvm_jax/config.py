@@ -90,6 +90,7 @@ RULES: dict[str, Rule] = {
     "data.answer_column": _ANY_TEXT,
     "data.answer_from": _choice("", "column", "list", "boxed"),
     "data.answer_after": _ANY_TEXT,
+    "data.bad_rows": _choice("drop", "error"),
     "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
     "data.system_prompt": _ANY_TEXT,
     "data.user_template": _text("a text with {problem} in it", lambda text: "{problem}" in text),

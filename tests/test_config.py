@@ -66,6 +66,7 @@ BROKEN = [
     ("data__answer_column", 0),
     ("data__answer_from", "text"),
     ("data__answer_after", 4),
+    ("data__bad_rows", "keep"),
     ("data__exclude", "math500"),
     ("data__exclude", ("math500,gsm8k",)),
     ("data__system_prompt", None),

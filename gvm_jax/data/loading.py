@@ -58,10 +58,11 @@ def load_prompts(config: ConfigDict, section: str, path: str, tokenizer: "PreTra
 
 def _arguments(config: ConfigDict, section: str, path: str) -> dict[str, str]:
     """Arguments of `load_rows` for a data set."""
+    bad_rows = config.data.bad_rows
     subset, split = config[section].subset, config[section].split
     columns = {name: config.data[name] for name in COLUMNS if config.data[name]}
     if path not in NAMED:
-        return {"path": path, "subset": subset, "split": split or SPLITS[section], **columns}
+        return {"path": path, "subset": subset, "split": split or SPLITS[section], "bad_rows": bad_rows, **columns}
     known = NAMED[path]
     if path == config[section].path:
         fields = {"subset": subset, "split": split, **(columns if section == "data" else {})}
@@ -74,5 +75,6 @@ def _arguments(config: ConfigDict, section: str, path: str) -> dict[str, str]:
         "path": known.path,
         "subset": known.subset,
         "split": known.train if section == "data" else known.test,
+        "bad_rows": bad_rows,
         **{name: getattr(known, name) for name in COLUMNS},
     }
