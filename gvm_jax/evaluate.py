@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 from gvm_jax import command
 from gvm_jax.config import ConfigError, diff, from_json, validate
 from gvm_jax.data import DataError, PromptSet
+from gvm_jax.data.prompts import describe
 from gvm_jax.evaluation.draw import draw
 from gvm_jax.evaluation.store import SampleStore
 from gvm_jax.evaluation.summary import summarize, table_rows
@@ -177,8 +178,7 @@ def _describe(
     lines = [f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, {sampler.dtype_reason}{of}"]
     lines.append(sampler.describe_tokens())
     for name, prompts in data_sets.items():
-        dropped = "".join(f"; dropped {rows}: {reason}" for reason, rows in prompts.dropped.items())
-        lines.append(f"data      {name}: {len(prompts):,} questions{dropped}")
+        lines += [f"data      {name}: {len(prompts):,} questions", *describe(prompts)]
     if trained:
         mine, its = ({name: of.data[name] for name in PROMPT_FIELDS} for of in (config, trained))
         lines += [f"note      not the prompts it was trained with: data.{change}" for change in diff(its, mine)]

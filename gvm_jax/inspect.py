@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.data import DataError, build_prompts, check_prompts, load_config_rows, load_tokenizer
-from gvm_jax.data.prompts import TOO_LONG, UNREADABLE, UNREADABLE_ADVICE
+from gvm_jax.data.errors import by_reason, counted
+from gvm_jax.data.prompts import TOO_LONG, UNREADABLE, UNREADABLE_ADVICE, repeats
 from gvm_jax.data.tokenizer import read_model_json
 from gvm_jax.rewards import Grader, VerifierFailure
 
@@ -45,35 +46,41 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
     shown = list(range(min(first, len(rows)))) if shown is None else shown
     if wrong := [number for number in shown if not 0 <= number < len(rows)]:
         raise ConfigError(f"--row={wrong[0]}: {section}.path = {path!r} has the rows 0 to {len(rows) - 1}")
-    # All of them, however long: the lengths are what max_prompt_tokens is chosen by.
+    # All that have a problem, however long: the lengths are what max_prompt_tokens is chosen by.
     whole = build_prompts(
-        [row._replace(dropped="") for row in rows], tokenizer, data.system_prompt, data.user_template, sys.maxsize
-    )
+        [row._replace(dropped="" if row.problem else row.dropped) for row in rows],
+        tokenizer, data.system_prompt, data.user_template, sys.maxsize,
+    )  # fmt: skip
     if vocab_size := read_model_json(config.model.path, "config.json").get("vocab_size"):
         check_prompts(whole, tokenizer, vocab_size, data.system_prompt, data.user_template)
-    lengths = np.array([len(tokens) for tokens in whole.tokens])
+    tokens = dict(zip(whole.ids.tolist(), whole.tokens, strict=True))
+    lengths = np.array([len(tokens.get(number, ())) for number in range(len(rows))])
     with Grader(**config.rewards) as grader:
         readable = grader.parses([row.answer for row in rows])
-    reasons = [
-        row.dropped or (TOO_LONG if length > limit else "" if reads else UNREADABLE)
-        for row, length, reads in zip(rows, lengths, readable, strict=True)
-    ]
-    counts = {reason: reasons.count(reason) for reason in dict.fromkeys(sorted(reasons))}
-    percentiles = zip(PERCENTILES, np.percentile(lengths, PERCENTILES, method="higher"), strict=True)
+        reasons = [
+            row.dropped or (TOO_LONG if length > limit else "" if reads else UNREADABLE)
+            for row, length, reads in zip(rows, lengths, readable, strict=True)
+        ]
+        dropped = by_reason({number: reason for number, reason in enumerate(reasons) if reason})
+        kept = [number for number, reason in enumerate(reasons) if not reason]
+        problems, golds = [rows[number].problem for number in kept], [rows[number].answer for number in kept]
+        notes = [*whole.notes, *repeats(kept, problems, golds, grader.equivalent)]
+    percentiles = zip(PERCENTILES, np.percentile(lengths[whole.ids], PERCENTILES, method="higher"), strict=True)
     lines = [
-        f"data      {path}: {len(rows):,} rows, {counts.pop('', 0):,} prompts",
-        *(f"dropped   {count:,}: {reason}" for reason, count in counts.items()),
+        f"data      {path}: {len(rows):,} rows, {len(kept):,} prompts",
+        *(f"dropped   {counted(numbers)}: {reason}" for reason, numbers in dropped.items()),
         f"tokens    {', '.join(f'{share} %: {length}' for share, length in percentiles)} of all rows' prompts; "
         f"data.max_prompt_tokens = {limit}",
     ]
     if 2 * sum(readable) < len(rows):
-        lines.append(f"note      {UNREADABLE_ADVICE}")
+        notes = [UNREADABLE_ADVICE, *notes]
+    lines += [f"note      {note}" for note in notes]
     for number in shown:
         reads = "the verifier reads it" if readable[number] else "the verifier cannot read it"
         lines += [
             "",
             f"row {number}: {lengths[number]} tokens" + (f"; dropped: {reasons[number]}" if reasons[number] else ""),
-            *(f"  | {line}" for line in tokenizer.decode(whole.tokens[number]).split("\n")),
+            *(f"  | {line}" for line in tokenizer.decode(tokens.get(number, ())).split("\n")),
             f"  answer: {rows[number].answer!r} ({reads})",
         ]
     return lines

@@ -8,8 +8,10 @@ import sys
 import pytest
 
 from gvm_jax.config import ConfigError
-from gvm_jax.data import DataError
+from gvm_jax.data import DataError, load_prompts, load_tokenizer
+from gvm_jax.data.prompts import describe
 from gvm_jax.inspect import inspect
+from gvm_jax.rewards import Grader
 from tests.test_train import ROOT, environment, small_config
 
 
@@ -28,9 +30,9 @@ def test_rows_are_counted_once_under_their_reason(config):
     head = inspect(config, "data", [])
     assert head == [
         f"data      {config.data.path}: 5 rows, 2 prompts",
-        "dropped   1: longer than data.max_prompt_tokens",
-        "dropped   1: problem of data.exclude",
-        "dropped   1: reference answer that the verifier cannot read",
+        "dropped   1 (row 3): longer than data.max_prompt_tokens",
+        "dropped   1 (row 2): problem of data.exclude",
+        "dropped   1 (row 1): reference answer that the verifier cannot read",
         "tokens    0 %: 4, 50 %: 4, 90 %: 26, 99 %: 26, 100 %: 26 of all rows' prompts; data.max_prompt_tokens = 20",
     ]
 
@@ -44,6 +46,32 @@ def test_rows_are_shown_as_the_model_gets_them(config):
         "row 3: 26 tokens; dropped: longer than data.max_prompt_tokens",
         *(f"  | {'+'.join('1' * 13)}=", "  answer: '13' (the verifier reads it)"),
     ]
+
+
+def test_bad_and_repeated_rows_are_told_as_in_training(tmp_path):
+    rows = [("1+2", 3), (None, 9), ("1+2", "3.0"), ("1+2", 4), ("4+5", None)]
+    rows += [(f"{number}+1", number + 1) for number in range(9) for _ in range(3)]
+    records = (json.dumps({"problem": problem, "answer": answer}) + "\n" for problem, answer in rows)
+    (tmp_path / "rows.jsonl").write_text("".join(records))
+    config = small_config(**{"data.path": str(tmp_path / "rows.jsonl")})
+    told = [
+        "dropped   1 (row 4): the answer is null",
+        "dropped   1 (row 1): the problem is null",
+        "note      20 (rows 2, 3, 6, ...): the problem of an earlier row again",
+        "note      1 (row 3): the problem of an earlier row with another answer, so one of them is wrong",
+    ]
+    lines = inspect(config, "data", [1])
+    assert lines[0].endswith("32 rows, 30 prompts") and [*lines[1:3], *lines[4:6]] == told
+    assert lines[3].startswith("tokens    0 %: 4, 50 %: 4, ")  # a row without a problem is no prompt of 0 tokens
+    assert lines[6:] == [
+        "",
+        "row 1: 0 tokens; dropped: the problem is null",
+        "  | ",
+        "  answer: '' (the verifier cannot read it)",
+    ]
+    with Grader(**config.rewards) as grader:
+        tokenizer = load_tokenizer(config.model.path)
+        assert describe(load_prompts(config, "data", config.data.path, tokenizer, grader)) == told
 
 
 def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config):

@@ -362,6 +362,18 @@ def test_other_rows_under_the_same_name_are_refused_on_resume(section, tmp_path)
             train(small_config(steps=2, **{f"{section}.path": str(file)}), tmp_path / "run")
 
 
+def test_a_template_that_holds_the_time_is_told_and_resumes(tmp_path, capsys):
+    shutil.copytree(quickstart.MODEL, tmp_path / "model")
+    file = tmp_path / "model/tokenizer_config.json"
+    settings = json.loads(file.read_text())
+    settings["chat_template"] = settings["chat_template"].replace("}}=", "}}+{{ strftime_now('%f') }}=")
+    file.write_text(json.dumps(settings))
+    for steps in (1, 2):
+        train(small_config(steps=steps, **{"model.path": str(tmp_path / "model")}), tmp_path / "run")
+    assert [row["step"] for row in read_metrics(tmp_path / "run")] == [1, 2]
+    assert "the chat template holds the time" in capsys.readouterr().out
+
+
 def test_another_runs_workdir_is_refused(finished, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)

@@ -95,7 +95,8 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
     """
     tokenizer, vocab_size = load_tokenizer(model), Qwen2Config.from_folder(pathlib.Path(model)).vocab_size
     answers = "question" if TASKS[name] == "engine" else "answer"
-    rows = load_rows(data, subset="main", split="test", problem_column="question", answer_column=answers)
+    columns = {"problem_column": "question", "answer_column": answers}
+    rows = load_rows(data, subset="main", split="test", bad_rows="error", **columns)
     questions, sizes = [row.problem for row in rows], {"prompts": prompts} if prompts else {}
     stops = find_endings(tokenizer, model, vocab_size).stop_ids
     if name == "step":

@@ -1,5 +1,6 @@
 """The rows and prompts of a config's data sets: which fields apply to which, and what is kept out."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -8,11 +9,13 @@ from ml_collections import ConfigDict
 from gvm_jax.data.decontamination import contaminated
 from gvm_jax.data.errors import DataError
 from gvm_jax.data.named import NAMED
-from gvm_jax.data.prompts import PromptSet, build_prompts
+from gvm_jax.data.prompts import UNREADABLE, PromptSet, build_prompts, repeats
 from gvm_jax.data.sources import Row, load_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+    from gvm_jax.rewards import Grader
 
 EXCLUDED = "problem of data.exclude"
 COLUMNS = ("problem_column", "answer_column", "answer_from", "answer_after")
@@ -49,11 +52,19 @@ def load_config_rows(config: ConfigDict, section: str, path: str) -> list[Row]:
     ]
 
 
-def load_prompts(config: ConfigDict, section: str, path: str, tokenizer: "PreTrainedTokenizerBase") -> PromptSet:
-    """The rows of `load_config_rows` as prompts, with the templates of the section `data`."""
+def load_prompts(
+    config: ConfigDict, section: str, path: str, tokenizer: "PreTrainedTokenizerBase", grader: "Grader"
+) -> PromptSet:
+    """The rows of `load_config_rows` as prompts, with the templates of the section `data`.
+
+    Rows whose reference the grader cannot use are dropped.
+    """
     data = config.data
     rows = load_config_rows(config, section, path)
-    return build_prompts(rows, tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
+    prompts = build_prompts(rows, tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
+    prompts = prompts.drop(~grader.parses(prompts.golds), UNREADABLE)
+    repeated = repeats(prompts.ids.tolist(), prompts.problems, prompts.golds, grader.equivalent)
+    return dataclasses.replace(prompts, notes=(*prompts.notes, *repeated))
 
 
 def _arguments(config: ConfigDict, section: str, path: str) -> dict[str, str]:

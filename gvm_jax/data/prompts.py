@@ -1,15 +1,15 @@
 """Turns rows into tokenised prompts that keep their row numbers as ids."""
 
-import collections
 import dataclasses
 import hashlib
-import unicodedata
-from collections.abc import Sequence
+import json
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from gvm_jax.data.errors import DataError
+from gvm_jax.data.errors import DataError, by_reason, counted, describe_reasons
+from gvm_jax.data.rendering import holds_the_time, render
 from gvm_jax.data.sources import Row
 
 if TYPE_CHECKING:
@@ -33,7 +33,9 @@ class PromptSet:
     problems: list[str]  # by position in ids
     golds: list[str]  # reference answers, by position in ids
     num_rows: int  # rows of the data set: statistics are arrays of this size, indexed by prompt id
-    dropped: dict[str, int]  # reason -> rows dropped for it
+    dropped: dict[str, list[int]]  # reason -> numbers of the rows dropped for it
+    wording: str = ""  # what is around the problems: prompts of the config and the chat template, as JSON
+    notes: tuple[str, ...] = ()  # what a person should know of the prompts
 
     def __len__(self) -> int:
         """The number M of prompts kept."""
@@ -58,11 +60,13 @@ class PromptSet:
         return positions
 
     def fingerprint(self) -> str:
-        """A hash of ids, prompts and reference answers: equal for equal sets."""
-        digest = hashlib.sha256()
-        for prompt_id, tokens, gold in zip(self.ids, self.tokens, self.golds, strict=True):
-            digest.update(f"{prompt_id} {len(tokens)} {len(gold)} ".encode() + tokens.tobytes())
-            digest.update(gold.encode("utf-8", "surrogatepass"))
+        """A hash of ids, problems, reference answers and what is around the problems: equal for equal sets.
+
+        Of texts, not of tokens: a chat template that holds the time gives other tokens in every run.
+        """
+        digest = hashlib.sha256(self.wording.encode())
+        for row in zip(self.ids.tolist(), self.problems, self.golds, strict=True):
+            digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
     def drop(self, mask: np.ndarray, reason: str) -> "PromptSet":
@@ -80,9 +84,9 @@ class PromptSet:
             raise ValueError(f"the mask has shape {mask.shape}, the set {self.ids.shape}")
         if not mask.any():
             return self
-        dropped = dict(collections.Counter(self.dropped) + collections.Counter({reason: int(mask.sum())}))
+        dropped = self.dropped | {reason: sorted([*self.dropped.get(reason, []), *self.ids[mask].tolist()])}
         if mask.all():
-            raise DataError(f"None of the data set's {self.num_rows} rows is left as a prompt. Dropped: {dropped}.")
+            raise _none_left(self.num_rows, dropped)
         kept = np.flatnonzero(~mask)
         return dataclasses.replace(
             self,
@@ -101,7 +105,7 @@ def build_prompts(
     user_template: str,
     max_prompt_tokens: int,
 ) -> PromptSet:
-    """Renders each problem with the tokenizer's chat template and tokenises it.
+    """Renders each problem with the tokenizer's chat template and tokenises it, as `render` says.
 
     Args:
       rows: problems and reference answers; those marked as dropped are, and counted by their reasons.
@@ -114,22 +118,33 @@ def build_prompts(
       DataError: no chat template, one that refuses the messages, characters that the tokenizer does not know,
         a prompt of fewer than two tokens, or no prompt short enough.
     """
-    if not tokenizer.chat_template:
+    try:
+        chat_template = tokenizer.get_chat_template()
+    except ValueError:  # it has none, or several without a default
         raise DataError(
             f"model.path: the tokenizer of {tokenizer.name_or_path!r} has no chat template. Put one into "
             "its folder as chat_template.jinja, for example that of the family's instruction-tuned model."
-        )
+        ) from None
     if "{problem}" not in user_template:
         raise DataError(f"data.user_template = {user_template!r} lacks {{problem}}, the problem's place.")
-    system = [{"role": "system", "content": system_prompt}] if system_prompt else []
-    messages = [[*system, {"role": "user", "content": user_template.replace("{problem}", row.problem)}] for row in rows]
-    tokens = [np.asarray(ids, dtype=np.int32) for ids in _encode(messages, tokenizer)]
+    dropped = by_reason({number: row.dropped for number, row in enumerate(rows) if row.dropped})
+    kept = [number for number, row in enumerate(rows) if not row.dropped]
+    if not kept:
+        raise _none_left(len(rows), dropped)
+    problems = [rows[number].problem for number in kept]
+    encoded, spelling = render(problems, kept, tokenizer, system_prompt, user_template)
+    tokens = [np.asarray(ids, dtype=np.int32) for ids in encoded]
+    notes = []
+    if spelling:
+        notes.append(f"{counted(spelling)}: the problem spells a special token (as <|im_end|>), encoded as plain text")
+    if holds_the_time(chat_template):
+        notes.append("the chat template holds the time (strftime_now): prompts are others at another time")
     lengths = np.array([len(ids) for ids in tokens])
     if lengths.min() < 2:
-        number = int(lengths.argmin())
+        place = int(lengths.argmin())
         raise DataError(
-            f"Row {number} (counted from 0): a prompt of {lengths[number]} tokens; at least 2 are needed. "
-            f"Put more into data.user_template; the problem is {rows[number].problem!r}."
+            f"Row {kept[place]} (counted from 0): a prompt of {lengths[place]} tokens; at least 2 are needed. "
+            f"Put more into data.user_template; the problem is {problems[place]!r}."
         )
     if lengths.min() > max_prompt_tokens:
         raise DataError(
@@ -137,38 +152,54 @@ def build_prompts(
             "tokens; allow more."
         )
     prompts = PromptSet(
-        ids=np.arange(len(rows), dtype=np.int32),
+        ids=np.array(kept, dtype=np.int32),
         tokens=tokens,
-        problems=[row.problem for row in rows],
-        golds=[row.answer for row in rows],
+        problems=problems,
+        golds=[rows[number].answer for number in kept],
         num_rows=len(rows),
-        dropped={},
+        dropped=dropped,
+        wording=json.dumps([system_prompt, user_template, chat_template]),
+        notes=tuple(notes),
     )
-    marks = np.array([row.dropped for row in rows])
-    for reason in sorted(set(marks) - {""}):
-        prompts = prompts.drop(marks[prompts.ids] == reason, str(reason))
-    return prompts.drop(lengths[prompts.ids] > max_prompt_tokens, TOO_LONG)
+    return prompts.drop(lengths > max_prompt_tokens, TOO_LONG)
 
 
-def _encode(messages: list[list[dict]], tokenizer: "PreTrainedTokenizerBase") -> list[list[int]]:
-    """The token ids of each conversation, checked to spell what the chat template rendered."""
-    name = repr(tokenizer.name_or_path)
-    try:
-        texts = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-        # The template has written the special tokens already.
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)["input_ids"]
-    except Exception as error:  # jinja's and the tokenizer's own errors have no common class
-        raise DataError(
-            f"model.path: the tokenizer of {name} cannot take the prompts: {error}. "
-            f"Check data.system_prompt and data.user_template; the first messages are {messages[0]}."
-        ) from error
-    # A small vocabulary silently drops what it does not hold. Qwen2.5 normalises to NFC before it encodes.
-    decoded = tokenizer.batch_decode(encoded, clean_up_tokenization_spaces=False)
-    for number, (text, kept) in enumerate(zip(texts, decoded, strict=True)):
-        if kept != unicodedata.normalize("NFC", text):
-            raise DataError(
-                f"Row {number} (counted from 0): the tokenizer of {name} loses characters. The prompt is "
-                f"{text[:300]!r}, its tokens spell {kept[:300]!r}. Use data.system_prompt, "
-                "data.user_template and problems that its vocabulary can spell."
-            )
-    return encoded
+def repeats(
+    ids: Sequence[int],
+    problems: Sequence[str],
+    golds: Sequence[str],
+    equivalent: Callable[[list[tuple[str, str]]], list[bool]],
+) -> list[str]:
+    """Notes on problems that are there more than once, equal but for white space, and on those with other answers.
+
+    Args:
+      ids: numbers of rows; problems and reference answers are in their order.
+      problems: texts.
+      golds: reference answers.
+      equivalent: whether the two answers of each pair, different texts, are the same.
+    """
+    first: dict[str, int] = {}
+    pairs = []  # places of a problem's first row and of a later one
+    for place, problem in enumerate(problems):
+        if (earlier := first.setdefault(" ".join(problem.split()), place)) != place:
+            pairs.append((earlier, place))
+    differing = [(earlier, later) for earlier, later in pairs if golds[earlier] != golds[later]]
+    same = equivalent([(golds[later], golds[earlier]) for earlier, later in differing])
+    others = [ids[later] for (_, later), is_same in zip(differing, same, strict=True) if not is_same]
+    notes = [f"{counted([ids[later] for _, later in pairs])}: the problem of an earlier row again"] if pairs else []
+    if others:
+        notes.append(f"{counted(others)}: the problem of an earlier row with another answer, so one of them is wrong")
+    return notes
+
+
+def describe(prompts: PromptSet) -> list[str]:
+    """What is to be known of a set before it is used, a line each: what was dropped, and the notes."""
+    dropped = [f"dropped   {counted(numbers)}: {reason}" for reason, numbers in sorted(prompts.dropped.items())]
+    notes = [UNREADABLE_ADVICE] if 2 * len(prompts.dropped.get(UNREADABLE, ())) > prompts.num_rows else []
+    return [*dropped, *(f"note      {note}" for note in (*notes, *prompts.notes))]
+
+
+def _none_left(num_rows: int, dropped: dict[str, list[int]]) -> DataError:
+    return DataError(
+        f"None of the data set's {num_rows} rows is left as a prompt. Dropped: {describe_reasons(dropped)}."
+    )

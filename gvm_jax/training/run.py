@@ -9,8 +9,8 @@ import numpy as np
 
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
-from gvm_jax.data import PromptSet, PromptStream
-from gvm_jax.data.prompts import UNREADABLE, UNREADABLE_ADVICE
+from gvm_jax.data import PromptStream
+from gvm_jax.data.prompts import describe
 from gvm_jax.models.sharding import replicated
 from gvm_jax.rewards import Verdict
 from gvm_jax.rewards.scores import group_answers, ks, majority, pass_at_k
@@ -169,10 +169,11 @@ def describe_run(run: Run) -> list[str]:
         f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {run.sampler.dtype_reason}; "
         f"trained with attention {run.model.attention}",
         run.sampler.describe_tokens(),
-        f"data      {_describe(config.data.path, run.prompts)}; an epoch is {run.stream.steps_per_epoch} steps",
+        f"data      {config.data.path}: {len(run.prompts)} prompts; an epoch is {run.stream.steps_per_epoch} steps",
+        *describe(run.prompts),
     ]
     if run.held_out:
-        lines.append(f"held out  {_describe(config.evaluation.path, run.held_out)}")
+        lines += [f"held out  {config.evaluation.path}: {len(run.held_out)} prompts", *describe(run.held_out)]
     return [
         *lines,
         f"step      {config.prompts_per_step} prompts, {config.rollouts_per_step} rollouts, "
@@ -182,9 +183,3 @@ def describe_run(run: Run) -> list[str]:
         f"weights {run.engine.weight_dtype}, KV cache {run.engine.cache_bytes / 2**20:.0f} MiB",
         f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items()),
     ]
-
-
-def _describe(path: str, prompts: PromptSet) -> str:
-    dropped = "".join(f"; dropped {rows}: {reason}" for reason, rows in prompts.dropped.items())
-    advice = f". {UNREADABLE_ADVICE}" if 2 * prompts.dropped.get(UNREADABLE, 0) > prompts.num_rows else ""
-    return f"{path}: {len(prompts)} prompts{dropped}{advice}"

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, check_prompts, find_endings, load_prompts, load_tokenizer, textless_ids
-from gvm_jax.data.prompts import UNREADABLE
 from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model, Params
@@ -102,9 +101,9 @@ class Sampler(contextlib.AbstractContextManager):
     def load_prompts(self, name: str, path: str) -> PromptSet:
         """Prompts of a data set of the section `data` or `evaluation` whose references the verifier can use."""
         data = self.config.data
-        prompts = load_prompts(self.config, name, path, self.tokenizer)
+        prompts = load_prompts(self.config, name, path, self.tokenizer, self.grader)
         check_prompts(prompts, self.tokenizer, self._network.vocab_size, data.system_prompt, data.user_template)
-        return prompts.drop(~self.grader.parses(prompts.golds), UNREADABLE)
+        return prompts
 
     def build(self) -> None:
         """Makes what needs the devices; no weight is read yet, but their names and shapes are checked."""

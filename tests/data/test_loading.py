@@ -1,14 +1,18 @@
 """Names bring their own fields, other data sets have the config's; what is excluded keeps its row number."""
 
 import json
+import re
+from fractions import Fraction
 
 import datasets
+import numpy as np
 import pytest
 
 from configs import default
 from gvm_jax.data import DataError, Row, load_config_rows, load_prompts, load_tokenizer
 from gvm_jax.data.loading import EXCLUDED
 from gvm_jax.data.named import NAMED
+from gvm_jax.data.prompts import describe
 from gvm_jax.data.sources import NO_BOX
 
 # What each hub data set is known to hold, and the row that must come of it.
@@ -61,6 +65,14 @@ def test_a_name_alone_is_enough(name, hub):
         config = make_config(**{f"{section}__path": name})
         assert load_config_rows(config, section, name) == [Row("?", r"\frac{2}{3}")]
     assert hub == [(path, subset, train), (path, subset, test)]
+
+
+@pytest.mark.parametrize("section", ["data", "evaluation"])
+def test_a_bad_row_of_a_named_set_is_an_error_where_the_config_says_so(section, hub, monkeypatch):
+    monkeypatch.setitem(HUB, "amc23", (*HUB["amc23"][:2], {"question": "?", "answer": None}))
+    config = make_config(**{f"{section}__path": "amc23", "data__bad_rows": "error"})
+    with pytest.raises(DataError, match=r"amc23', row 0 .*the answer is null"):
+        load_config_rows(config, section, "amc23")
 
 
 def test_names_with_other_columns_are_evaluated_together(hub, tmp_path):
@@ -121,6 +133,16 @@ def test_the_hub_library_reads_a_named_set_from_files_in_its_place(monkeypatch, 
     assert load_config_rows(config, "evaluation", "olympiadbench") == [Row("?", r"\frac{2}{3}"), Row("?", "7")]
 
 
+class FractionsOnly:
+    """A grader that reads fractions and nothing else."""
+
+    def parses(self, golds):
+        return np.array([re.fullmatch(r"[\d./]+", gold) is not None for gold in golds])
+
+    def equivalent(self, pairs):
+        return [Fraction(answer) == Fraction(gold) for answer, gold in pairs]
+
+
 DUPLICATE = "How many of the first one hundred positive integers are divisible by three but not by nine?"
 
 
@@ -150,13 +172,39 @@ def test_excluded_rows_are_marked_and_all_keep_their_places(excluding):
 
 
 def test_dropped_rows_are_counted_by_reason_and_ids_are_row_numbers(excluding, chat_folder):
-    prompts = load_prompts(excluding, "data", excluding.data.path, load_tokenizer(str(chat_folder)))
+    tokenizer = load_tokenizer(str(chat_folder))
+    prompts = load_prompts(excluding, "data", excluding.data.path, tokenizer, FractionsOnly())
     assert prompts.ids.tolist() == [0, 4] and prompts.num_rows == 5
     assert prompts.problems == ["one", "three"] and prompts.golds == ["1", "3"]
-    assert prompts.dropped == {EXCLUDED: 1, NO_BOX: 2}
+    assert prompts.dropped == {EXCLUDED: [1], NO_BOX: [2, 3]}
 
 
 def test_an_exclusion_that_cannot_be_read_is_named(excluding):
     excluding.data.exclude = ("/nowhere.jsonl",)
     with pytest.raises(DataError, match=r"data.exclude has '/nowhere.jsonl', .*there is no such file"):
         load_config_rows(excluding, "data", excluding.data.path)
+
+
+def test_repeated_problems_and_other_answers_are_told_with_their_rows(tmp_path, chat_folder):
+    answers = {"one half": ["1/2", "0.5", "1/2"], "two": ["2", "3", "2", "3"], " two\n": ["4"], "words": ["x", "y"]}
+    records = [{"problem": problem, "answer": answer} for problem, given in answers.items() for answer in given]
+    records.insert(4, {"problem": "three", "answer": "3"})
+    config = make_config(data__path=write(tmp_path / "rows.jsonl", records))
+    prompts = load_prompts(config, "data", config.data.path, load_tokenizer(str(chat_folder)), FractionsOnly())
+    assert describe(prompts) == [
+        "dropped   2 (rows 9, 10): reference answer that the verifier cannot read",
+        "note      6 (rows 1, 2, 5, ...): the problem of an earlier row again",
+        "note      3 (rows 5, 7, 8): the problem of an earlier row with another answer, so one of them is wrong",
+    ]
+
+
+def test_bad_rows_are_the_configs_to_allow_in_both_sections(tmp_path):
+    records = [{"problem": f"{number}?", "answer": None if number == 7 else number} for number in range(20)]
+    path = write(tmp_path / "rows.jsonl", records)
+    config = make_config(data__path=path, evaluation__path=path)
+    for section in ("data", "evaluation"):
+        config.data.bad_rows = "drop"
+        assert load_config_rows(config, section, path)[7].dropped == "the answer is null"
+        config.data.bad_rows = "error"
+        with pytest.raises(DataError, match=rf"{section}.path = .*row 7 .*the answer is null"):
+            load_config_rows(config, section, path)

@@ -1,3 +1,4 @@
+import dataclasses
 import json
 
 import numpy as np
@@ -48,7 +49,7 @@ def test_long_prompts_are_dropped_counted_and_leave_ids_alone(tokenizer):
     prompts = build_prompts(ROWS, tokenizer, "", "{problem}", limit)
     assert prompts.ids.tolist() == [0, 2] and len(prompts) == 2
     assert (prompts.problems, prompts.golds) == ([ROWS[0].problem, ROWS[2].problem], ["2", "1/2"])
-    assert prompts.num_rows == 3 and prompts.dropped == {"longer than data.max_prompt_tokens": 1}
+    assert prompts.num_rows == 3 and prompts.dropped == {"longer than data.max_prompt_tokens": [1]}
     assert len(build_prompts(ROWS, tokenizer, "", "{problem}", limit - 1)) == 1
 
 
@@ -66,8 +67,8 @@ def test_drop_adds_up_reasons_and_refuses_to_drop_all(tokenizer):
     fewer = prompts.drop(np.array([False, True, False]), "unparsable")
     assert prompts.ids.tolist() == [0, 1, 2]  # the first set is as it was
     fewer = fewer.drop(np.array([False, True]), "unparsable")
-    assert fewer.ids.tolist() == [0] and fewer.dropped == {"unparsable": 2}
-    with pytest.raises(DataError, match=r"3 rows.*unparsable.*2.*other.*1"):
+    assert fewer.ids.tolist() == [0] and fewer.dropped == {"unparsable": [1, 2]}
+    with pytest.raises(DataError, match=r"3 rows.*2 \(rows 1, 2\): unparsable; 1 \(row 0\): other"):
         fewer.drop(np.array([True]), "other")
     with pytest.raises(ValueError, match="shape"):
         prompts.drop(np.array([True]), "other")
@@ -109,3 +110,44 @@ def test_a_prompt_of_one_token_is_an_error(tokenizer):
     rows = [Row("12", "12"), Row("7", "7")]
     with pytest.raises(DataError, match=r"Row 1 .*1 tokens; at least 2"):
         build_prompts(rows, tokenizer, "", "{problem}", 1000)
+
+
+def test_dropped_rows_are_not_rendered(tokenizer):
+    rows = [Row("", "", "the problem is null"), *ROWS, Row("Häuser", "", "no box"), Row("", "", "the problem is null")]
+    prompts = build_prompts(rows, tokenizer, "", "{problem}", 1000)
+    assert prompts.ids.tolist() == [1, 2, 3] and prompts.tokens[0].tolist() == user_turn("1+1?")
+    assert prompts.num_rows == 6 and prompts.dropped == {"no box": [4], "the problem is null": [0, 5]}
+    with pytest.raises(DataError, match=r"2 rows is left .* 2 \(rows 0, 1\): no box"):
+        build_prompts([Row("?", "", "no box")] * 2, tokenizer, "", "{problem}", 1000)
+
+
+def test_a_template_that_holds_the_time_is_noted_and_gives_equal_sets(tokenizer):
+    def build(now):
+        tokenizer.chat_template = "{{ now }}{{ strftime_now('%Y') }}: {{ messages[0].content }}".replace(
+            "{{ now }}", now
+        )
+        return build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
+
+    prompts = build("")
+    (note,) = prompts.notes
+    assert "strftime_now" in note
+    # As at another time.
+    later = dataclasses.replace(prompts, tokens=[np.append(tokens, 7) for tokens in prompts.tokens])
+    assert later.fingerprint() == prompts.fingerprint() != build("Now ").fingerprint()
+
+
+def test_a_fingerprint_tells_problems_answers_rows_and_templates_apart(tokenizer):
+    def build(rows, system="", user="{problem}"):
+        return build_prompts(rows, tokenizer, system, user, 1000).fingerprint()
+
+    others = [
+        build(ROWS),
+        build(ROWS[::-1]),
+        build(ROWS[:2]),
+        build([Row("1+2?", "2"), *ROWS[1:]]),
+        build([Row("1+1?", "3"), *ROWS[1:]]),
+        build([ROWS[0], Row("?", "", "no box"), *ROWS[1:]]),
+        build(ROWS, system="Be brief."),
+        build(ROWS, user="{problem}!"),
+    ]
+    assert len(set(others)) == len(others) and build(ROWS) == others[0]
