@@ -19,8 +19,6 @@ from etils import epath
 
 from gvm_jax import command, report
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.data import DataError
-from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
@@ -143,19 +141,16 @@ def main() -> None:
     """Parse flags, train, report."""
     config = command.config()
     logging.set_verbosity(logging.WARNING)
-    try:
-        with distributed.start(config.distributed):
-            run_and_report(config, epath.Path(command.workdir()))
-    except (ConfigError, OSError) as error:  # of the start; the others are caught inside, where all processes hear them
-        sys.exit(f"error: {error}")
+    # Errors of the start; the others are caught inside, where all processes hear them.
+    with command.one_line(), distributed.start(config.distributed):
+        run_and_report(config, epath.Path(command.workdir()))
 
 
 def run_and_report(config, workdir: os.PathLike[str]) -> None:
     """Train and show what came of it; errors that a user can mend end with one line."""
     try:
-        train(config, workdir)
-    except (ConfigError, DataError, ModelError, VerifierFailure, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+        with command.one_line(VerifierFailure, FloatingPointError):
+            train(config, workdir)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)

@@ -7,8 +7,7 @@ from typing import NoReturn
 
 from etils import epath
 
-from gvm_jax import report
-from gvm_jax.config import ConfigError
+from gvm_jax import command, report
 from gvm_jax.report.records import folder_of_all
 from gvm_jax.runtime.workdir import workdir_path
 
@@ -31,13 +30,13 @@ def _refuse(workdir: str) -> NoReturn:
     path = workdir_path(workdir)
     inside = sorted([*path.glob("*/config.json"), *path.glob("*/*/config.json")]) if path.exists() else []
     given = f"give those in it, such as {inside[0].parent}" if inside else "give a --workdir of training"
-    sys.exit(f"error: {workdir}: is not the folder of a run, which has a config.json; {given}")
+    command.fail(f"{workdir}: is not the folder of a run, which has a config.json; {given}")
 
 
 def default_out(workdirs: list[str]) -> epath.Path:
     """Where a page of several runs goes if nothing is said: plots/ of the innermost folder that has them all."""
     if not (folder := folder_of_all(workdirs)):
-        sys.exit("error: --out is missing: these runs lie in no folder together; give --out=FOLDER for the page")
+        command.fail("--out is missing: these runs lie in no folder together; give --out=FOLDER for the page")
     return epath.Path(folder) / "plots"
 
 
@@ -52,14 +51,12 @@ def main() -> None:
         "--out", help="where page and plots go; default: plots/ of the run, or of the folder that has all of them"
     )
     arguments = parser.parse_args()
-    try:
+    with command.one_line(ValueError):  # a line of a file that is not JSON
         workdirs = runs_of(list(dict.fromkeys(arguments.workdirs)))
         if len(workdirs) == 1:
             report.show(epath.Path(workdirs[0]), arguments.out)
         else:
             report.show_several(workdirs, arguments.out or default_out(workdirs))
-    except (ConfigError, OSError, ValueError) as error:  # ValueError: a line of a file that is not JSON
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
