@@ -1,6 +1,10 @@
 """`python -m gvm_jax.report WORKDIR [WORKDIR ...] [--out=FOLDER]`: a table, plots and a page of runs."""
 
 import argparse
+import hashlib
+import json
+import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,10 +38,18 @@ def _refuse(workdir: str) -> NoReturn:
 
 
 def default_out(workdirs: list[str]) -> epath.Path:
-    """Where a page of several runs goes if nothing is said: plots/ of the innermost folder that has them all."""
+    """Where a page of several runs goes if nothing is said: plots/A+B/ of the innermost folder that has them all.
+
+    Other runs have another page. Where their names make no folder's, or a long one, it has the first and a checksum.
+    """
     if not (folder := folder_of_all(workdirs)):
         command.fail("--out is missing: these runs lie in no folder together; give --out=FOLDER for the page")
-    return epath.Path(folder) / "plots"
+    inside = [os.fspath(workdir_path(workdir)).removeprefix(f"{folder}/") for workdir in workdirs]
+    name = "+".join(inside)
+    if len(name) > 80 or not all(re.fullmatch(r"[\w.-]+", each) for each in inside):
+        first, checksum = re.sub(r"[^\w.-]", "-", inside[0])[:60], hashlib.sha256(json.dumps(inside).encode())
+        name = f"{first}+{len(inside) - 1}-{checksum.hexdigest()[:8]}"
+    return epath.Path(folder) / "plots" / name
 
 
 def main() -> None:
@@ -48,7 +60,7 @@ def main() -> None:
     )
     parser.add_argument("workdirs", nargs="+", metavar="WORKDIR", help="folder of a run, or gs://BUCKET/FOLDER")
     parser.add_argument(
-        "--out", help="where page and plots go; default: plots/ of the run, or of the folder that has all of them"
+        "--out", help="where page and plots go; default: plots/ of the run, or plots/A+B/ of the folder that has both"
     )
     arguments = parser.parse_args()
     with command.one_line(ValueError):  # a line of a file that is not JSON
