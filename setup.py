@@ -19,6 +19,7 @@ setuptools.setup(
         "absl-py",
         "datasets",
         "etils",
+        "filelock",
         "flax>=0.12",
         "grain",
         # Wrong sums, and crashes, on CPUs (github.com/jax-ml/jax/issues/39103, 39257): 0.10.2, 0.11.0.

@@ -24,6 +24,7 @@ from gvm_jax.lab import comparison_report
 from gvm_jax.lab.comparison import read_curve, steps_done
 from gvm_jax.lab.variants import CONFOUNDS, Variant, plan
 from gvm_jax.rewards import VerifierFailure
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
 from gvm_jax.runtime.workdir import claim_workdir
 from gvm_jax.train import train
@@ -140,6 +141,7 @@ def main() -> None:
         for variant in variants:
             print(f"  {variant.label}: {', '.join(f'{k}={v}' for k, v in variant.overrides.items())}", flush=True)
         write_report = functools.partial(report, jobs, variants, name, workdir, _TARGET.value)
+        keep_programs()
         stopped = None
         try:
             train_all(jobs, train, after_run=write_report)

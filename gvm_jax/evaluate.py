@@ -31,6 +31,7 @@ from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import best_step, restore_subtree
 from gvm_jax.runtime.checksums import checksums
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.mesh import describe_devices
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.progress import final_table
@@ -216,6 +217,7 @@ def run_and_report(config: ConfigDict, workdir: str) -> None:
                 raise ConfigError(
                     "no model is named: give --config.model.path=FOLDER, or --checkpoint=WORKDIR of a run"
                 )
+            keep_programs()
             summaries = evaluate(config, pathlib.Path(workdir), paths, _CHECKPOINT.value, _STEP.value)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)

@@ -22,6 +22,7 @@ from gvm_jax.config import ConfigError, validate
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
@@ -150,6 +151,7 @@ def run_and_report(config, workdir: os.PathLike[str]) -> None:
     """Train and show what came of it; errors that a user can mend end with one line."""
     try:
         with command.one_line(VerifierFailure, FloatingPointError):
+            keep_programs()
             train(config, workdir)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)

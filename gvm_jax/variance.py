@@ -22,6 +22,7 @@ from gvm_jax.lab.study import StudySettings, make_scenario, run_study
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.checkpoint import restore_subtree
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.training.run import Run, describe_run
 
 DEFAULT = (
@@ -83,6 +84,7 @@ def main() -> None:
     """Parse flags, study, report."""
     logging.set_verbosity(logging.WARNING)
     with command.one_line(VerifierFailure):
+        keep_programs()
         study(command.config(), pathlib.Path(command.workdir("variance-")), _STRATEGIES.value or list(DEFAULT))
 
 
