@@ -1,5 +1,17 @@
-"""What the commands share: the flags --config and --workdir, their help, and one line for every error in a flag."""
+"""What the commands share: the flags --config and --workdir, their help, one line for an error, and the exit codes.
 
+How every command ends, and the scripts of tpu_scripts/ too:
+
+- 0: it has done what it was asked.
+- 2: it was asked for what it cannot do: a flag, the config, an environment variable, or data, a model or a folder that
+  one of them names is refused (`InputError`). The same command would be refused again; the line says what to mend.
+- 1: it was asked rightly, and failed: a disk, a network, numbers that are not finite, the verifier on too many answers;
+  with a traceback, a defect of this program. `plan` ends with 1 where the config does not fit.
+- 75: another process of the run is missing or failed, and says why itself.
+- 130 and 143: it was interrupted, or told to stop; the same command goes on.
+"""
+
+import contextlib
 import difflib
 import functools
 import logging
@@ -16,8 +28,9 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from gvm_jax.config import RULES, ConfigError, hint
+from gvm_jax.errors import InputError
 
-WRONG_FLAGS = 2  # exit code
+REFUSED = 2  # exit code
 INTERRUPTED = 130  # likewise, as shells have it
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/, or file.py:argument.")
@@ -31,7 +44,7 @@ _FIELD = ("--config.FIELD=VALUE", "Sets a field of the config; configs/default.p
 def run(
     main: Callable[[], None], required: Sequence[str] = ("config",), shared: Sequence[str] = ("config", "workdir")
 ) -> None:
-    """Parses the flags, then calls `main`. Ends with `WRONG_FLAGS` where they are wrong.
+    """Parses the flags, then calls `main`. Ends with `REFUSED` where they are wrong.
 
     Args:
       main: of the command's module, whose docstring and own flags --help shows.
@@ -54,9 +67,22 @@ def run(
 
 
 def fail(message: str) -> NoReturn:
-    """Ends the command for a mistake in its flags."""
+    """Ends the command for a mistake in what it was given."""
     print(f"error: {message}", file=sys.stderr)
-    sys.exit(WRONG_FLAGS)
+    end = SystemExit(f"error: {message}")  # the other processes of a run are told the text
+    end.code = REFUSED
+    raise end
+
+
+@contextlib.contextmanager
+def one_line(*failures: type[Exception]) -> Iterator[None]:
+    """Ends the command with one line where the body raises an `InputError`, an `OSError` or one of `failures`."""
+    try:
+        yield
+    except InputError as error:
+        fail(str(error))
+    except (OSError, *failures) as error:
+        sys.exit(f"error: {error}")
 
 
 def config() -> ConfigDict:

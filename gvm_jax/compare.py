@@ -15,18 +15,16 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
-import jax
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from gvm_jax import command
 from gvm_jax.config import ConfigError
-from gvm_jax.data import DataError
 from gvm_jax.lab import comparison_report
 from gvm_jax.lab.comparison import read_curve, steps_done
 from gvm_jax.lab.variants import CONFOUNDS, Variant, plan
-from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
 from gvm_jax.runtime.workdir import claim_workdir
 from gvm_jax.train import train
@@ -130,10 +128,7 @@ def main() -> None:
     config, name = command.config(), command.config_name()
     workdir = pathlib.Path(command.workdir("compare-"))
     logging.set_verbosity(logging.WARNING)
-    if jax.config.jax_compilation_cache_dir is None:
-        jax.config.update("jax_compilation_cache_dir", str(workdir.absolute() / "compilation_cache"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
-    try:
+    with command.one_line(VerifierFailure, FloatingPointError):
         if "://" in (command.given_workdir() or ""):
             raise ConfigError(f"--workdir={command.given_workdir()}: a comparison's must be a local folder")
         if _TARGET.value is not None and not 0 < _TARGET.value <= 1:
@@ -146,14 +141,13 @@ def main() -> None:
         for variant in variants:
             print(f"  {variant.label}: {', '.join(f'{k}={v}' for k, v in variant.overrides.items())}", flush=True)
         write_report = functools.partial(report, jobs, variants, name, workdir, _TARGET.value)
+        keep_programs()
         stopped = None
         try:
             train_all(jobs, train, after_run=write_report)
         except Preempted as request:
             stopped = request
         tables = write_report()
-    except (ConfigError, DataError, ModelError, VerifierFailure, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
     if tables:
         print(f"\n{tables}\n\nreport      {workdir / 'comparison.md'}, .json and {workdir / 'plots'}")
     if stopped:

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from gvm_jax.errors import InputError
 from gvm_jax.rewards.domains import DOMAINS, is_path
 
 
-class ConfigError(ValueError):
+class ConfigError(InputError):
     """A config that cannot be run; the message names each field, what it holds and what it may hold."""
 
 

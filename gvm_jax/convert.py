@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import pathlib
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +15,9 @@ from absl import logging
 from etils import epath
 from ml_collections import ConfigDict
 
+from gvm_jax import command
 from gvm_jax.config import ConfigError, from_json
-from gvm_jax.data import DataError, find_endings, load_tokenizer
+from gvm_jax.data import find_endings, load_tokenizer
 from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
@@ -29,7 +29,7 @@ def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int 
     """Write the parameters of a checkpoint, by default the newest, to `out`; returns the step they are from.
 
     Raises:
-      FileNotFoundError: the workdir has no config or no checkpoint.
+      ConfigError, NoCheckpoint: the workdir has no config or no checkpoint.
       DataError: its tokenizer does not know the run's `rollout.stop_tokens`.
       ModelError: the run's `model.path`, whose config and tokenizer are copied, is no longer there; or `out` is no
         folder for a model: something else's config.json would be lost.
@@ -60,10 +60,10 @@ def _check_out(out: pathlib.Path) -> None:
 
 
 def run_config(workdir: os.PathLike[str]) -> ConfigDict:
-    """The config of a run; FileNotFoundError where there is none."""
+    """The config of a run; ConfigError where there is none."""
     path = workdir_path(workdir) / "config.json"
     if not path.exists():
-        raise FileNotFoundError(f"{path} is not there; --workdir must name the folder of a run")
+        raise ConfigError(f"{path} is not there; --workdir must name the folder of a run")
     return from_json(path.read_text())
 
 
@@ -86,10 +86,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type of the written weights")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
-    try:
+    with command.one_line():
         step = convert(arguments.workdir, arguments.out, arguments.dtype, arguments.step)
-    except (ConfigError, DataError, OSError, ModelError) as error:
-        sys.exit(f"error: {error}")
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
     data = run_config(arguments.workdir).data
     if (data.system_prompt, data.user_template) != ("", "{problem}"):

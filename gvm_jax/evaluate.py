@@ -21,18 +21,18 @@ from ml_collections import ConfigDict
 
 from gvm_jax import command
 from gvm_jax.config import ConfigError, diff, from_json, validate
-from gvm_jax.data import DataError, PromptSet
+from gvm_jax.data import PromptSet
 from gvm_jax.data.prompts import describe
 from gvm_jax.evaluation.draw import draw
 from gvm_jax.evaluation.store import SampleStore
 from gvm_jax.evaluation.summary import summarize, table_rows
-from gvm_jax.models.config import ModelError
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import best_step, restore_subtree
 from gvm_jax.runtime.checksums import checksums
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.mesh import describe_devices
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.progress import final_table
@@ -197,26 +197,28 @@ def main() -> None:
     """Parse flags, evaluate, report."""
     config, workdir = command.config(), command.workdir("evaluate-")
     logging.set_verbosity(logging.WARNING)
-    try:
-        with distributed.start(config.distributed):
-            run_and_report(config, workdir)
-    except (ConfigError, OSError) as error:  # of the start; the others are caught inside, where all processes hear them
-        sys.exit(f"error: {error}")
+    # Errors of the start; the others are caught inside, where all processes hear them.
+    with command.one_line(), distributed.start(config.distributed):
+        run_and_report(config, workdir)
 
 
 def run_and_report(config: ConfigDict, workdir: str) -> None:
     """Evaluate and show the table; errors that a user can mend end with one line."""
     try:
-        if "://" in workdir:
-            raise ConfigError(f"--workdir={workdir}: an evaluation's must be a local folder")
-        paths = _DATA.value or [config.evaluation.path]
-        if not any(paths):
-            raise ConfigError("no benchmark is named: give --data=math500,gsm8k or --data=FILE; --help lists the flags")
-        if not _CHECKPOINT.value and not config.model.path:
-            raise ConfigError("no model is named: give --config.model.path=FOLDER, or --checkpoint=WORKDIR of a run")
-        summaries = evaluate(config, pathlib.Path(workdir), paths, _CHECKPOINT.value, _STEP.value)
-    except (ConfigError, DataError, ModelError, VerifierFailure, OSError) as error:
-        sys.exit(f"error: {error}")
+        with command.one_line(VerifierFailure):
+            if "://" in workdir:
+                raise ConfigError(f"--workdir={workdir}: an evaluation's must be a local folder")
+            paths = _DATA.value or [config.evaluation.path]
+            if not any(paths):
+                raise ConfigError(
+                    "no benchmark is named: give --data=math500,gsm8k or --data=FILE; --help lists the flags"
+                )
+            if not _CHECKPOINT.value and not config.model.path:
+                raise ConfigError(
+                    "no model is named: give --config.model.path=FOLDER, or --checkpoint=WORKDIR of a run"
+                )
+            keep_programs()
+            summaries = evaluate(config, pathlib.Path(workdir), paths, _CHECKPOINT.value, _STEP.value)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)

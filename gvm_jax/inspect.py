@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.data import DataError, build_prompts, check_prompts, load_config_rows, load_tokenizer
+from gvm_jax.data import build_prompts, check_prompts, load_config_rows, load_tokenizer
 from gvm_jax.data.errors import by_reason, counted
 from gvm_jax.data.prompts import TOO_LONG, UNREADABLE, UNREADABLE_ADVICE, repeats
 from gvm_jax.data.tokenizer import read_model_json
@@ -90,12 +90,10 @@ def main() -> None:
     """Parse flags, print."""
     logging.set_verbosity(logging.ERROR)
     config, section = command.config(), _SECTION.value
-    try:
+    with command.one_line(VerifierFailure):
         if not config[section].path:
             raise ConfigError(f"{section}.path is empty; name a data set with --config.{section}.path=")
         print(*inspect(config, section, _ROW.value, _ROWS.value), sep="\n")
-    except (ConfigError, DataError, VerifierFailure) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

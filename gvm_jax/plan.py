@@ -13,7 +13,7 @@ from rich.console import Console
 
 from gvm_jax import command
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.models.config import ModelError
+from gvm_jax.errors import InputError
 from gvm_jax.planning import report
 from gvm_jax.planning.chips import Topology
 from gvm_jax.planning.model_flops import Workload
@@ -25,12 +25,12 @@ FITS, DOES_NOT_FIT = 0, 1  # and 2 for wrong flags
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "Devices to plan for, such as v5e:4x4, v5p:4x4x4 or h100:8.")
 _SEARCH = flags.DEFINE_bool("search", False, "Look for the fastest mesh and micro-batch that fit.")
-_ROWS = flags.DEFINE_integer("data_rows", 100_000, "Rows of the training data; the statistics have a row for each.")
+_ROWS = flags.DEFINE_integer("data_rows", 100_000, "Rows of the training data; the statistics have a row for each.", 1)
 _PROMPT_TOKENS = flags.DEFINE_float(
-    "prompt_tokens", None, "Mean tokens of a prompt. Default: a quarter of data.max_prompt_tokens."
+    "prompt_tokens", None, "Mean tokens of a prompt. Default: a quarter of data.max_prompt_tokens.", 1
 )
 _RESPONSE_TOKENS = flags.DEFINE_float(
-    "response_tokens", None, "Mean tokens of a response. Default: a third of rollout.max_new_tokens."
+    "response_tokens", None, "Mean tokens of a response. Default: a third of rollout.max_new_tokens.", 1
 )
 
 
@@ -79,7 +79,7 @@ def main() -> None:
         # A TPU's programs cannot be read back from a persistent cache without a TPU.
         jax.config.update("jax_enable_compilation_cache", False)
         status = plan(command.config(), topology, Console(width=max(160, Console().width)))
-    except (ConfigError, ModelError, OSError) as error:
+    except (InputError, OSError) as error:  # not 1, which says that it does not fit
         command.fail(str(error))
     sys.exit(status)
 

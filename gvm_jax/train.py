@@ -1,6 +1,7 @@
 """Train a reasoner: `python -m gvm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-The same command resumes an interrupted run. Fields are overridden as `--config.section.field=value`.
+The same command resumes an interrupted run. Fields are overridden as `--config.section.field=value`. With
+`--profile=3-5` these steps are traced into WORKDIR/profile, with `--profile=3` as many after the first.
 """
 
 import dataclasses
@@ -14,17 +15,17 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
+from absl import flags, logging
 from etils import epath
 
 from gvm_jax import command, report
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.data import DataError
-from gvm_jax.models.config import ModelError
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.profile import StepTrace, parse_steps
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, claim_workdir
 from gvm_jax.training.journal import Journal, Totals
@@ -32,8 +33,13 @@ from gvm_jax.training.run import Run, describe_run
 from gvm_jax.training.samples import SampleTexts
 
 
-def train(config, workdir: os.PathLike[str]) -> None:
+def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
     """Train until `config.steps` steps are done, from the workdir's newest checkpoint if it has one.
+
+    Args:
+      config: of the run.
+      workdir: its folder.
+      profile: steps to trace, as `parse_steps` reads them.
 
     Raises:
       ConfigError, DataError, ModelError: bad input, before any device work.
@@ -44,6 +50,7 @@ def train(config, workdir: os.PathLike[str]) -> None:
     A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
+    parse_steps(profile, 0, config.steps)
     wandb = load_wandb(config.wandb.project)
     with StopSignal() as stop, Run(config, stop.check) as run:
         claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
@@ -61,8 +68,10 @@ def train(config, workdir: os.PathLike[str]) -> None:
         limit = config.optimizer.max_skipped_updates
         samples = SampleTexts(run.prompts, run.sampler.endings, config.journal.samples)
         journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
+        steps = parse_steps(profile, totals.steps, config.steps) if first else range(0)
+        trace = StepTrace(steps, files.local / "profile", f"{workdir}/profile")
         try:
-            loop(config, run, state, journal, checkpointer, stop)
+            loop(config, run, state, journal, checkpointer, stop, trace)
         finally:
             journal.close()
             files.close()
@@ -81,7 +90,7 @@ def check_data(run: Run, workdir: os.PathLike[str], extra: Mapping[str, Any]) ->
             )
 
 
-def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal) -> None:
+def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal, trace) -> None:
     """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
 
     def save(force: bool) -> None:
@@ -99,10 +108,11 @@ def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, 
                 break
             run.timer.reset()
             prompt_ids = np.asarray(state.prompt_ids)
-            state, graded = run.collect(state)  # counts -> rollouts -> rewards
-            with run.timer("update"):  # -> new state, with the next prompts' counts
-                state, metrics = run.update(state, graded, run.stream[step + 1])
-                metrics = jax.device_get(metrics)
+            with trace.step(step + 1):
+                state, graded = run.collect(state)  # counts -> rollouts -> rewards
+                with run.timer("update"):  # -> new state, with the next prompts' counts
+                    state, metrics = run.update(state, graded, run.stream[step + 1])
+                    metrics = jax.device_get(metrics)
             stop.nothing_to_lose = False
             journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
             save(force=step + 1 == config.steps)
@@ -143,19 +153,17 @@ def main() -> None:
     """Parse flags, train, report."""
     config = command.config()
     logging.set_verbosity(logging.WARNING)
-    try:
-        with distributed.start(config.distributed):
-            run_and_report(config, epath.Path(command.workdir()))
-    except (ConfigError, OSError) as error:  # of the start; the others are caught inside, where all processes hear them
-        sys.exit(f"error: {error}")
+    # Errors of the start; the others are caught inside, where all processes hear them.
+    with command.one_line(), distributed.start(config.distributed):
+        run_and_report(config, epath.Path(command.workdir()), flags.FLAGS.profile)
 
 
-def run_and_report(config, workdir: os.PathLike[str]) -> None:
+def run_and_report(config, workdir: os.PathLike[str], profile: str) -> None:
     """Train and show what came of it; errors that a user can mend end with one line."""
     try:
-        train(config, workdir)
-    except (ConfigError, DataError, ModelError, VerifierFailure, FloatingPointError, OSError) as error:
-        sys.exit(f"error: {error}")
+        with command.one_line(VerifierFailure, FloatingPointError):
+            keep_programs()
+            train(config, workdir, profile)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -165,4 +173,6 @@ def run_and_report(config, workdir: os.PathLike[str]) -> None:
 
 
 if __name__ == "__main__":
+    # Here, since `compare` trains too, and has no such flag.
+    flags.DEFINE_string("profile", "", "Steps to trace into WORKDIR/profile, such as 3-5, or how many, such as 3.")
     command.run(main)

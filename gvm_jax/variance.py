@@ -10,21 +10,19 @@ the truth about the prompts. The same command goes on where it was stopped, and 
 
 import functools
 import pathlib
-import sys
 
 import jax
 from absl import flags, logging
 
 from gvm_jax import command
-from gvm_jax.config import ConfigError, validate
-from gvm_jax.data import DataError
+from gvm_jax.config import validate
 from gvm_jax.lab import variance_report
 from gvm_jax.lab.pool import PoolSettings, collect
 from gvm_jax.lab.study import StudySettings, make_scenario, run_study
-from gvm_jax.models.config import ModelError
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.checkpoint import restore_subtree
+from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.training.run import Run, describe_run
 
 DEFAULT = (
@@ -38,15 +36,15 @@ _STRATEGIES = flags.DEFINE_list(
     "strategies", None, "Entries to compare. Default: all strategies, gvm in several ways.", allow_override=True
 )  # of compare too
 _CHECKPOINT = flags.DEFINE_string("checkpoint", None, "Folder of a run whose newest policy is studied.")
-_PROMPTS = flags.DEFINE_integer("prompts", None, "Prompts of the pool. Default: config.prompts_per_step.")
-_SAMPLES = flags.DEFINE_integer("samples", 128, "Samples of each prompt in the pool.")
-_SKETCH = flags.DEFINE_integer("sketch", 4096, "Numbers that a sample's gradient is kept as; 0 = all of it.")
+_PROMPTS = flags.DEFINE_integer("prompts", None, "Prompts of the pool. Default: config.prompts_per_step.", 1)
+_SAMPLES = flags.DEFINE_integer("samples", 128, "Samples of each prompt in the pool.", 1)
+_SKETCH = flags.DEFINE_integer("sketch", 4096, "Numbers that a sample's gradient is kept as; 0 = all of it.", 0)
 _PARAMETERS = flags.DEFINE_string(
     "parameters", None, "Regular expression of the parameters whose gradient is studied. "
     "Default: all of a small model, config.gradient_norms.parameters of a larger one.",
 )  # fmt: skip
-_REPETITIONS = flags.DEFINE_integer("repetitions", 300, "Simulated steps of each strategy.")
-_VISITS = flags.DEFINE_integer("visits", 4, "Earlier visits of each prompt that the statistics are made of.")
+_REPETITIONS = flags.DEFINE_integer("repetitions", 300, "Simulated steps of each strategy.", 1)
+_VISITS = flags.DEFINE_integer("visits", 4, "Earlier visits of each prompt that the statistics are made of.", 0)
 
 
 def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
@@ -85,10 +83,9 @@ def load_policy(run: Run, checkpoint: str | None) -> tuple[Params, int]:
 def main() -> None:
     """Parse flags, study, report."""
     logging.set_verbosity(logging.WARNING)
-    try:
+    with command.one_line(VerifierFailure):
+        keep_programs()
         study(command.config(), pathlib.Path(command.workdir("variance-")), _STRATEGIES.value or list(DEFAULT))
-    except (ConfigError, DataError, ModelError, VerifierFailure, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

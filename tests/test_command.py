@@ -7,9 +7,14 @@ import sys
 
 import pytest
 
+from gvm_jax import command
 from gvm_jax.__main__ import COMMANDS
-from gvm_jax.config import RULES, nearest_field
+from gvm_jax.config import RULES, ConfigError, nearest_field
+from gvm_jax.data import DataError
+from gvm_jax.models.config import ModelError
 from gvm_jax.report import read_runs, side_by_side
+from gvm_jax.rewards.verdicts import VerifierFailure, VerifierRefused
+from gvm_jax.runtime.checkpoint import NoCheckpoint
 from gvm_jax.train import next_command
 from tests.test_train import ROOT, environment
 
@@ -81,8 +86,8 @@ MISTAKES = {
 GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.objective.mask_truncated", f"{QUICKSTART}:grpo --config.steps 7"]
 
 
-def call(*command, **options):
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, **options)
+def call(*arguments, **options):
+    return subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, **options)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,52 @@ def test_right_flags_run(flags, parsed):
     assert parsed[flags] == [0, "ran with 7 steps\n"]
 
 
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (ConfigError("steps = 0"), 2),
+        (DataError("no such file"), 2),
+        (ModelError("no config.json"), 2),
+        (NoCheckpoint("no checkpoint of step 3"), 2),
+        (VerifierRefused("no such function"), 2),
+        (VerifierFailure("too many timeouts"), 1),
+        (FloatingPointError("not finite"), 1),
+        (OSError("the disk is full"), 1),
+    ],
+    ids=lambda x: type(x).__name__ if isinstance(x, Exception) else "",
+)
+def test_what_is_refused_ends_with_2_and_what_failed_with_1(error, code, capsys):
+    with pytest.raises(SystemExit) as end, command.one_line(VerifierFailure, FloatingPointError):
+        raise error
+    assert str(end.value) == f"error: {error}", "what other processes are told"
+    said = capsys.readouterr().err
+    # Python itself prints a text, and ends with 1.
+    assert (end.value.code, said) == ((2, f"error: {error}\n") if code == 2 else (f"error: {error}", ""))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("evaluate {quickstart} --config.evaluation.path=", "error: no benchmark is named"),
+        ("evaluate {quickstart} --data=math500 --step=last", "error: --step=last: must be a number, newest or best"),
+        ("variance {quickstart} --samples=0", "error: --samples=0: "),
+        ("train {quickstart} --config.model.path=no/such/folder", "error: "),
+        ("train {quickstart} --config.data.path=no_such.jsonl", "error: "),
+        ("inspect {quickstart} --row=10000000", "error: --row=10000000: "),
+        ("plan {quickstart} --topology=h100:1 --prompt_tokens=0", "error: --prompt_tokens=0: "),
+        ("benchmark --model=x --rollout=page", "error: "),
+    ],
+)
+def test_a_wrong_flag_or_value_ends_every_command_with_2(arguments, message, tmp_path):
+    name, *flags = arguments.format(quickstart=QUICKSTART).split()
+    if name in ("train", "evaluate", "variance"):
+        flags.append(f"--workdir={tmp_path / 'run'}")
+    done = call(sys.executable, "-m", f"gvm_jax.{name}", *flags)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_field_is_the_nearest_to_its_own_name():
     assert all(nearest_field(name) == name for name in RULES)
 
@@ -134,7 +185,7 @@ def test_a_mistyped_field_is_told_the_nearest(mistyped, field):
 def test_the_console_command_is_the_module_with_its_own_arguments(tmp_path):
     done = call(sys.executable, "-m", "gvm_jax", "convert", f"--workdir={tmp_path}", "--out=x")
     again = call(sys.executable, "-m", "gvm_jax.convert", f"--workdir={tmp_path}", "--out=x")
-    assert done.returncode == again.returncode == 1
+    assert done.returncode == again.returncode == 2
     assert done.stderr == again.stderr != "" and "must name the folder of a run" in done.stderr
 
 
@@ -175,7 +226,7 @@ def test_a_flag_of_its_own_that_is_missing_is_named():
 
 def test_the_report_of_no_run_says_so(tmp_path):
     done = call(sys.executable, "-m", "gvm_jax.report", str(tmp_path))
-    assert done.returncode == 1 and f"error: {tmp_path}: is not the folder of a run" in done.stderr
+    assert done.returncode == 2 and f"error: {tmp_path}: is not the folder of a run" in done.stderr
 
 
 def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):

@@ -135,7 +135,7 @@ def run_command(*arguments):
 )
 def test_bad_input_is_one_clear_line(flags, message, tmp_path):
     done = run_command(tmp_path / "compared", *flags)
-    assert done.returncode == 1 and message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 2 and message in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "compared").exists()
 
 

@@ -71,7 +71,7 @@ def test_a_symbolic_link_from_elsewhere_works(checkout, tmp_path):
 def test_an_interpreter_that_does_not_do_is_named(checkout):
     environment = {**os.environ, "PYTHON": "/bin/false"}
     done = subprocess.run([checkout / "tpu_scripts/train.sh"], env=environment, capture_output=True, text=True)
-    assert done.returncode != 0 and "PYTHON=/bin/false is not a Python 3.11 or newer" in done.stderr
+    assert done.returncode == 2 and "PYTHON=/bin/false is not a Python 3.11 or newer" in done.stderr
 
 
 @pytest.mark.parametrize("extra", ["tpu", "cuda"])

@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 PACKAGE = pathlib.Path(__file__).parent.parent / "gvm_jax"
-LAYER = {"rewards": 0, "config": 1, "runtime": 2, "models": 3, "rollout": 4, "allocation": 4, "data": 4}
-LAYER |= {"training": 5, "lab": 6, "planning": 6, "evaluation": 6, "command": 6}
+LAYER = {"errors": 0, "rewards": 1, "config": 2, "runtime": 3, "models": 4, "rollout": 5, "allocation": 5, "data": 5}
+LAYER |= {"training": 6, "lab": 7, "planning": 7, "evaluation": 7, "command": 7}
 ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare", "plan", "evaluate", "inspect"}
 ENTRY_POINTS |= {"__main__"}
 

@@ -380,7 +380,7 @@ def test_another_runs_workdir_is_refused(finished, tmp_path):
     done = subprocess.run(
         command(copy, "--config.optimizer.learning_rate=0.1"), env=environment(), capture_output=True, text=True
     )
-    assert done.returncode == 1 and "\n  optimizer.learning_rate: 0.0002 -> 0.1" in done.stderr
+    assert done.returncode == 2 and "\n  optimizer.learning_rate: 0.0002 -> 0.1" in done.stderr
 
 
 def test_a_transfer_within_the_step_is_refused(tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ usable() { # a name on PATH may be a shim that does not run, or an interpreter w
 
 find_python() {
   if [ -n "${PYTHON:-}" ]; then
-    usable "$PYTHON" || { echo "PYTHON=$PYTHON is not a Python 3.11 or newer with venv" >&2; return 1; }
+    usable "$PYTHON" || { echo "PYTHON=$PYTHON is not a Python 3.11 or newer with venv" >&2; return 2; }
     echo "$PYTHON"
     return
   fi
@@ -34,7 +34,7 @@ accelerator_extra() {
 # activate_environment [EXTRA]: make the virtual environment once, add what it lacks, and put it on PATH.
 activate_environment() {
   local python version environment stamp have extras wanted
-  python=$(find_python) || return 1
+  python=$(find_python) || return
   version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
   environment=${VENV:-$root/.venv-$version}
   stamp=$environment/.installed # "version checksum extra ..."

@@ -284,9 +284,9 @@ run() {
     elif [[ $outcome = *stopped* ]]; then
       say "stopped on request; the same command goes on from there"
       return 143
-    elif [[ $outcome =~ code\ [12](\;|$) ]]; then
+    elif [[ $outcome =~ code\ ([12])(\;|$) ]]; then
       say "a worker failed, and would again; pod.sh logs shows why"
-      return 1
+      return "${BASH_REMATCH[1]}"
     elif ! [[ $outcome =~ code\ [1-9] ]]; then
       return # all ended with 0
     elif [ "$restarts" -ge "$max_restarts" ]; then

@@ -29,8 +29,9 @@ from gvm_jax.benchmark.workload import (
     update,
     update_lengths,
 )
-from gvm_jax.data import DataError, check_ids, find_endings, load_rows, load_tokenizer
-from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
+from gvm_jax.data import check_ids, find_endings, load_rows, load_tokenizer
+from gvm_jax.errors import InputError
+from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.planning.chips import chip_of
 
 _MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name of a Qwen2.5 model.")
@@ -90,8 +91,8 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
       prompts: 0 = the workload's own number.
 
     Raises:
-      DataError, ModelError, ValueError: no tokenizer or config.json, tokens that the model's embedding table has no row
-        for, or no or too few questions.
+      InputError: no tokenizer or config.json, tokens that the model's embedding table has no row for, or no or too few
+        questions.
     """
     tokenizer, vocab_size = load_tokenizer(model), Qwen2Config.from_folder(pathlib.Path(model)).vocab_size
     answers = "question" if TASKS[name] == "engine" else "answer"
@@ -121,12 +122,12 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
 
 
 def parse_settings(flag: str, pairs: Sequence[str]) -> dict[str, str | float]:
-    """`["page_size=32"]` -> `{"page_size": 32}`; ValueError for anything but FIELD=VALUE."""
+    """`["page_size=32"]` -> `{"page_size": 32}`; InputError for anything but FIELD=VALUE."""
     settings = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not (name and equals and value):
-            raise ValueError(f"--{flag}={pair}: must be FIELD=VALUE, as in --rollout=page_size=32")
+            raise InputError(f"--{flag}={pair}: must be FIELD=VALUE, as in --rollout=page_size=32")
         try:
             settings[name] = json.loads(value)
         except ValueError:  # no number: a text
@@ -145,7 +146,7 @@ def main() -> None:
         command.fail(f"--workload={_WORKLOAD.value}: {', '.join(missing)} cannot run it; leave it out")
     if _JSON.value and not pathlib.Path(_JSON.value).absolute().parent.is_dir():  # told now, not after hours
         command.fail(f"--json={_JSON.value}: its folder does not exist; make it first")
-    try:
+    with command.one_line(BenchmarkError):
         model = str(model_folder(_MODEL.value).resolve())
         workload, cases = make_workload(_WORKLOAD.value, model, _DATA.value, _PROMPTS.value)
         settings = {
@@ -159,8 +160,6 @@ def main() -> None:
             "step": parse_settings("step", _STEP.value),
         }
         about, comparisons = compare(workload, cases, engines, _REPEATS.value, settings)
-    except (BenchmarkError, DataError, ModelError, ValueError) as error:
-        sys.exit(f"error: {error}")
     chip, task = chip_of(about[names[0]]["device"]), TASKS[_WORKLOAD.value]
     yardstick = None
     if chip and task in PASSES:

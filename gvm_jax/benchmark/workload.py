@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from gvm_jax.data import Row, build_prompts
+from gvm_jax.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -77,7 +78,7 @@ def gsm8k(
 ) -> Workload:
     """Real lengths: the first questions, `GVM_COUNTS` samples over and over, each until it stops."""
     if len(questions) < prompts:
-        raise ValueError(f"--data holds {len(questions)} questions; workload gsm8k takes {prompts}")
+        raise InputError(f"--data holds {len(questions)} questions; workload gsm8k takes {prompts}")
     ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:prompts]]
     counts = [GVM_COUNTS[i % len(GVM_COUNTS)] for i in range(prompts)]
     return Workload("gsm8k", ids, counts, new_tokens, list(stop_ids), _pad_id(tokenizer))
@@ -120,7 +121,7 @@ def update_lengths(
 ) -> Workload:
     """Real lengths: the first questions, each with its answer."""
     if len(questions) < prompts:
-        raise ValueError(f"--data holds {len(questions)} questions; workload update_lengths takes {prompts}")
+        raise InputError(f"--data holds {len(questions)} questions; workload update_lengths takes {prompts}")
     ids = [_encode(tokenizer, _render(tokenizer, question)) for question in questions[:prompts]]
     responses = [_encode(tokenizer, answer) for answer in answers[:prompts]]
     longest = max(map(len, responses))
@@ -149,7 +150,7 @@ def agreement(
     """
     number = prompts * samples
     if len(questions) < number:
-        raise ValueError(f"--data holds {len(questions)} questions; workload agreement takes {number}")
+        raise InputError(f"--data holds {len(questions)} questions; workload agreement takes {number}")
     base = update_lengths(tokenizer, questions, answers, number)
     return dataclasses.replace(
         base,
@@ -178,14 +179,14 @@ def step(
     The gold answer is what follows the last ####, as in GSM8K.
     """
     if len(questions) < prompts:
-        raise ValueError(f"--data holds {len(questions)} questions; workload step takes {prompts}")
+        raise InputError(f"--data holds {len(questions)} questions; workload step takes {prompts}")
     rows = [
         Row(question, answer.rpartition("####")[2].strip())
         for question, answer in zip(questions[:prompts], answers, strict=False)
     ]
     made = build_prompts(rows, tokenizer, system_prompt, user_template, max_prompt_tokens=1024)
     if len(made) < prompts:
-        raise ValueError(f"workload step: of the first {prompts} questions of --data only {len(made)} can be used")
+        raise InputError(f"workload step: of the first {prompts} questions of --data only {len(made)} can be used")
     return Workload(
         "step", [list(map(int, tokens)) for tokens in made.tokens], [samples] * prompts, new_tokens, list(stop_ids),
         _pad_id(tokenizer), questions=[row.problem for row in rows], golds=[row.answer for row in rows],
@@ -198,7 +199,7 @@ def _cut_prompt(tokenizer, questions: Sequence[str], first: int, length: int) ->
     before, _, after = _render(tokenizer, text).rpartition(text)
     end = _encode(tokenizer, after)
     if length <= len(end):
-        raise ValueError(f"prompts of {length} tokens: the chat template alone ends with {len(end)}; ask for more")
+        raise InputError(f"prompts of {length} tokens: the chat template alone ends with {len(end)}; ask for more")
     return _encode(tokenizer, before + text)[: length - len(end)] + end
 
 

@@ -4,8 +4,10 @@ from collections.abc import Collection, Iterable, Mapping
 
 _NAMES, _NUMBERS = 10, 3  # listed at most
 
+from gvm_jax.errors import InputError
 
-class DataError(ValueError):
+
+class DataError(InputError):
     """Data, a tokenizer or a config field that names them cannot be used; the message says what to do."""
 
 

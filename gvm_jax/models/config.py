@@ -7,8 +7,10 @@ import operator
 import pathlib
 from collections.abc import Sequence
 
+from gvm_jax.errors import InputError
 
-class ModelError(ValueError):
+
+class ModelError(InputError):
     """A model folder that cannot be used; the message names the file, what is wrong and what to do."""
 
 

@@ -144,7 +144,7 @@ def kernel_costs(parts: Parts, name: str, workload: Workload) -> tuple[float, fl
     """
     if name in ("train step", "pilot"):
         return training_kernel_flops(parts, name), 0.0
-    if parts.engine.kernels == "xla" or not name.startswith(("decode", "prefill")):
+    if parts.kernels == "xla" or not name.startswith(("decode", "prefill")):
         return 0.0, 0.0
     network, config, settings = parts.network, parts.config, parts.engine.settings
     tensor = parts.tensor

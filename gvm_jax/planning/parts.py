@@ -12,6 +12,7 @@ from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding
 from gvm_jax.planning.chips import Topology
+from gvm_jax.rollout import attention as rollout_attention
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
@@ -30,6 +31,7 @@ class Parts:
     network: Qwen2Config
     mesh: Mesh
     model: Model
+    kernels: str  # that a run's rollouts take there: of GPUs, not what the engine below is laid out with
     engine: RolloutEngine  # of one process: the compiler knows no part of a topology, so it is laid over a host's
     steps: StepPrograms
 
@@ -87,13 +89,18 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     model = Model(network, dtype, config.model.remat, rows=batch_sharding(mesh), attention=attention)
     settings = RolloutSettings.from_config(config)
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
-        settings = dataclasses.replace(settings, attention={"gpu": "xla"}.get(settings.attention, settings.attention))
+        kernels = rollout_attention.resolve_attention(settings.attention, topology.chip.platform)
+        settings = dataclasses.replace(settings, attention="xla")
     tensor = settings.tensor or mesh.shape["tensor"]
     replica_mesh(mesh, tensor)  # can the whole topology be dealt out?
     host = topology.host()
     own = mesh if host is topology else make_mesh(ConfigDict(_ONE_PROCESS), host.devices())
     engine = RolloutEngine(model, own, dataclasses.replace(settings, tensor=tensor), STOP_IDS)
-    return Parts(config, topology, network, mesh, model, engine, StepPrograms(config, model, mesh, num_prompts))
+    if topology.compiles:
+        kernels = engine.kernels
+    return Parts(
+        config, topology, network, mesh, model, kernels, engine, StepPrograms(config, model, mesh, num_prompts)
+    )
 
 
 def bytes_on_device(tree) -> int:

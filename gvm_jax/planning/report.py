@@ -31,7 +31,7 @@ def _header(plan: Plan) -> str:
         f"{parts.config.model.path}: {_counted(parameters)} parameters, {parts.model.dtype.name}; "
         f"{parts.topology.name}, {parts.topology.size} devices, mesh {mesh};\n"
         f"{parts.replicas} rollout replicas of {parts.tensor} device(s) with {settings.slots} slots and "
-        f"{settings.num_pages} pages each, attention {parts.engine.kernels}"
+        f"{settings.num_pages} pages each, attention {parts.kernels}; trained with attention {parts.model.attention}"
     )
 
 

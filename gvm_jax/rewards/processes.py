@@ -14,7 +14,7 @@ from typing import Any
 from pebble import ProcessPool
 
 from gvm_jax.rewards import worker
-from gvm_jax.rewards.verdicts import VerifierFailure
+from gvm_jax.rewards.verdicts import VerifierFailure, VerifierRefused
 
 _INSPECTION_SECONDS = 1.0  # how often a waiting caller looks whether the pool is alive
 _start_lock = threading.Lock()
@@ -139,7 +139,7 @@ class WorkerPool:
             ) from error
         if problem:
             self._stop()
-            raise VerifierFailure(problem)
+            raise VerifierRefused(problem)
 
     def _stop(self) -> None:
         self._pool.stop()

@@ -3,6 +3,8 @@
 import enum
 from dataclasses import dataclass, field
 
+from gvm_jax.errors import InputError
+
 
 class Status(enum.Enum):
     """How the grading of one response ended."""
@@ -35,3 +37,7 @@ class Verdict:
 
 class VerifierFailure(RuntimeError):  # noqa: N818
     """The verifier cannot start, or failed on too many answers for their scores to be a reward."""
+
+
+class VerifierRefused(VerifierFailure, InputError):  # noqa: N818
+    """`rewards.function` names no verifier that can be used here."""

@@ -17,8 +17,13 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from gvm_jax.config import ConfigError, diff
+from gvm_jax.errors import InputError
 from gvm_jax.runtime.checksums import checksums
 from gvm_jax.runtime.workdir import workdir_path
+
+
+class NoCheckpoint(FileNotFoundError, InputError):  # noqa: N818
+    """The folder or the step that was named has none."""
 
 
 class CheckpointError(OSError):
@@ -253,7 +258,7 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
     """Of the steps whose checkpoint is kept, the one with the best held-out accuracy; of equal ones the newest.
 
     Raises:
-      FileNotFoundError: none of them was evaluated.
+      NoCheckpoint: none of them was evaluated.
     """
     folder = workdir_path(workdir) / "checkpoints"
     kept = _finished_steps(folder)
@@ -262,7 +267,7 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
     scored = [(row["accuracy"], row["step"]) for row in rows if row["step"] in kept]
     if not scored:
-        raise FileNotFoundError(f"{folder}: of no checkpoint the held-out accuracy is known; name a step")
+        raise NoCheckpoint(f"{folder}: of no checkpoint the held-out accuracy is known; name a step")
     return max(scored)[1]
 
 
@@ -281,16 +286,16 @@ def restore_subtree(
       The field and the step it is from.
 
     Raises:
-      FileNotFoundError: there is no such checkpoint.
+      NoCheckpoint: there is no such checkpoint.
       CheckpointError: it is damaged.
     """
     folder = workdir_path(workdir) / "checkpoints"
     steps = _finished_steps(folder)
     if not steps:
-        raise FileNotFoundError(f"{folder} holds no finished checkpoint; let the run save one first")
+        raise NoCheckpoint(f"{folder} holds no finished checkpoint; let the run save one first")
     step = max(steps) if step is None else step
     if step not in steps:
-        raise FileNotFoundError(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     item = {name: abstract}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)

@@ -217,7 +217,7 @@ class _Watch:
 
     def fail(self, error: BaseException) -> None:
         """Tells the others that this process fails."""
-        reason = str(error.code) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
+        reason = str(error) if isinstance(error, SystemExit) else f"{type(error).__name__}: {error}"
         with contextlib.suppress(concurrent.futures.TimeoutError):
             asyncio.run_coroutine_threadsafe(self._fail(reason), self._loop).result(3 * _GOODBYE_SECONDS)
 

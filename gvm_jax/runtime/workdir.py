@@ -27,7 +27,7 @@ RESUMABLE_FIELDS = (
     "journal.",
     "wandb.",
 )
-_UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "wandb/offline-run-*/*.wandb")
+_UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "profile/*/*/*/*", "wandb/offline-run-*/*.wandb")
 
 
 def workdir_path(workdir: str | os.PathLike[str]) -> epath.Path:

@@ -144,7 +144,7 @@ def per_sample_gradient_norms(
 
     Args:
       model: whose `remat` counts for "vmap" and "gram".
-      params: of the model.
+      params: of the model; like the next two, numpy's arrays or JAX's.
       rollouts: samples.
       wanted: which of them to measure; at most `settings.max_samples`, where that is not 0.
       settings: the method, which parameters, and how many rows a pass.
@@ -155,6 +155,8 @@ def per_sample_gradient_norms(
       ConfigError: as `measured_paths`.
     """
     paths = measured_paths(params, settings)
+    # The passes are traced, and their rows index these: numpy takes no traced index.
+    params, rollouts, wanted = jax.tree.map(jnp.asarray, (params, rollouts, wanted))
     samples = wanted.shape[0]
     most = min(settings.max_samples or samples, samples)
     chunk = min(settings.chunk, most)

@@ -1,12 +1,14 @@
 """Plans of a tiny model, compiled for the CPU's virtual devices in place of a TPU's."""
 
 import dataclasses
+import io
 import json
 import pathlib
 
 import jax
 import jax.numpy as jnp
 import pytest
+from rich.console import Console
 
 from configs import default
 from gvm_jax.config import ConfigError
@@ -21,7 +23,7 @@ from gvm_jax.planning.hlo import parse
 from gvm_jax.planning.model_flops import Workload, body_flops, head_flops, layer_weights, program_flops
 from gvm_jax.planning.parts import build, replicated_arrays
 from gvm_jax.planning.planner import make_plan
-from gvm_jax.planning.report import summary
+from gvm_jax.planning.report import show, summary
 from gvm_jax.planning.search import candidates, search
 from gvm_jax.runtime.mesh import replica_mesh
 
@@ -272,6 +274,23 @@ def test_a_gpu_is_estimated():
     assert [p.name for p in made.programs] == ["decode 8", "train step"]
     assert made.fits and made.step_seconds is None
     assert any(line.startswith("estimate:") for line in summary(made))
+
+
+@pytest.mark.parametrize(("name", "kernels"), [("auto", "gpu"), ("gpu", "gpu"), ("xla", "xla")])
+def test_the_plan_of_a_gpu_names_the_attention_that_a_run_takes(name, kernels):
+    config = tiny_config()
+    config.rollout.attention, config.model.attention, config.model.compute_dtype = name, "auto", "bfloat16"
+    parts = build(config, Topology.parse("h100:1"), 100)
+    console = Console(file=io.StringIO(), width=200)
+    show(make_plan(parts, WORKLOAD), console)
+    assert f"attention {kernels}; trained with attention cudnn" in console.file.getvalue()
+
+
+def test_kernels_of_another_platform_are_refused_as_in_a_run_there():
+    config = tiny_config()
+    config.rollout.attention = "tpu"
+    with pytest.raises(ConfigError, match=r"rollout\.attention = 'tpu': runs on a TPU, .* platform 'gpu'"):
+        build(config, Topology.parse("h100:1"), 100)
 
 
 def test_the_search_knows_every_mesh_that_the_config_allows():

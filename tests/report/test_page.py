@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from gvm_jax import report
-from gvm_jax.report.__main__ import main
+from gvm_jax.report.__main__ import default_out, main
 from gvm_jax.report.page import render
 from gvm_jax.report.records import groups, read_run, read_runs
 
@@ -161,11 +161,24 @@ def test_pages_and_plots_go_where_they_are_said_to_be(tmp_path, monkeypatch, cap
     call(monkeypatch, a, b)
     call(monkeypatch, a, b, f"--out={tmp_path / 'out'}")
     shown = capsys.readouterr().out.replace("\n", "")
-    for folder in (a / "plots", tmp_path / "study/plots", tmp_path / "out"):
+    for folder in (a / "plots", tmp_path / "study/plots/a+b", tmp_path / "out"):
         assert f"page        {folder}/report.html" in shown
         assert sorted(os.listdir(folder)) == [
             "accuracy_against_rollouts.png", "allocation_against_accept_rate.png", "report.html",
         ]  # fmt: skip
+
+
+def test_pages_of_other_runs_are_other_pages(tmp_path):
+    def run(*parts):
+        return str(tmp_path.joinpath("runs", *parts))
+
+    nested = [[run("a", seed), run("b", seed)] for seed in ("seed-0", "seed-1")]
+    long = [[run(f"a-run-with-a-long-name-{i}") for i in numbers] for numbers in (range(9), range(8), range(1, 9))]
+    spaces = [[run("a b"), run("c")], [run("a-b"), run("c")]]
+    pages = [default_out(runs) for runs in ([run("a"), run("b")], [run("a"), run("c")], *nested, *long, *spaces)]
+    assert pages[0] == tmp_path / "runs/plots/a+b"
+    assert len(set(pages)) == len(pages) and {page.parent for page in pages} == {tmp_path / "runs/plots"}
+    assert max(len(page.name) for page in pages) <= 80
 
 
 @pytest.mark.parametrize(

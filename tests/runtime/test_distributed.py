@@ -41,6 +41,9 @@ with distributed.start(config):
                 raise ValueError("a file is missing here")
             if sys.argv[1].startswith("exit "):
                 sys.exit(eval(sys.argv[1][5:]))
+            if sys.argv[1].startswith("fail "):
+                from gvm_jax import command
+                command.fail(eval(sys.argv[1][5:]))
     if sys.argv[1] == "work" and jax.process_index() == 0:
         time.sleep({PEER_SECONDS + 1})  # longer than jax waits for others at the end
 print("left", flush=True)
@@ -183,11 +186,13 @@ def test_an_error_in_one_process_ends_the_other_with_its_message(failing):
 
 
 def test_an_exit_with_a_message_is_a_failure_and_an_agreed_one_is_not():
-    with job("loop", "exit 'error: no such config'") as workers:
-        code, errors = workers[1].end()
-        assert code == 1 and errors.rstrip().endswith("error: no such config")
-        code, errors = workers[0].end()
-        assert code == EXIT_CODE and "failed: error: no such config" in errors
+    for action, own in [("exit 'error: no such config'", 1), ("fail 'no such config'", 2)]:
+        with job("loop", action) as workers:
+            code, errors = workers[1].end()
+            assert code == own and errors.rstrip().endswith("error: no such config")
+            assert errors.count("error: no such config") == 1
+            code, errors = workers[0].end()
+            assert code == EXIT_CODE and "failed: error: no such config" in errors
     with job(*[f"exit {preemption.EXIT_CODE}"] * 2) as workers:
         assert [worker.end()[0] for worker in workers] == [preemption.EXIT_CODE] * 2
 

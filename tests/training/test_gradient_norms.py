@@ -102,6 +102,19 @@ def test_norms_equal_one_gradient_a_sample(network, rollouts, method, parameters
     np.testing.assert_array_equal(norms[~wanted], 0.0)
 
 
+@pytest.mark.parametrize("method", ["gram", "vmap", "lm_head"])
+def test_norms_of_numpy_arrays_need_no_jit(method, tiny, make_rollouts):
+    model, params, _ = tiny
+    rollouts, wanted = make_rollouts(counts=[2, 1]), np.array([True, False, True])
+    settings = GradientNormSettings("embed_tokens", 2, max_samples=0, method=method)
+    found = per_sample_gradient_norms(
+        model, jax.tree.map(np.asarray, params), rollouts, wanted, settings, 0.8, logprob_chunk=4
+    )
+    name = "lm_head" if method == "lm_head" else "embed_tokens"
+    expected = [reference_norms(model, params, rollouts, row, 0.8)[name] * wanted[row] for row in range(3)]
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+
+
 @pytest.mark.parametrize("temperature", [1.0, 1.7])
 def test_the_head_of_an_untied_model_and_both_of_its_matrices(tiny, make_rollouts, temperature):
     model, params, _ = tiny

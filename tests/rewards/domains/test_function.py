@@ -152,7 +152,7 @@ def test_a_bad_name_ends_a_command_with_one_line(here):
         [*command, "--config.rewards.function=own_rewards:scor"], capture_output=True, text=True, timeout=60,
         env={"PYTHONPATH": str(ROOT), "PATH": ""},
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode == 2
     assert done.stderr.startswith("error: rewards.function = 'own_rewards:scor': ") and done.stderr.count("\n") == 1
 
 
