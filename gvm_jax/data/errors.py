@@ -2,9 +2,9 @@
 
 from collections.abc import Collection, Iterable, Mapping
 
-_NAMES, _NUMBERS = 10, 3  # listed at most
-
 from gvm_jax.errors import InputError
+
+_NAMES, _NUMBERS = 10, 3  # listed at most
 
 
 class DataError(InputError):
