@@ -69,6 +69,7 @@ _REWRITES = tuple(
         (r"(\\[a-zA-Z]+)(?=\\text ?\{ ?[a-zA-Z] ?\})", r"\1 "),
         (r"\\text ?\{ ?([a-zA-Z]) ?\}(?= ?[=^_(])", r"\1"),  # \mathrm{x} = 5
         (r"\\text ?\{ ?([eiknxyz]) ?\}", r"\1"),  # 2\mathrm{i}; these are no units
+        (r"(?<=\d) i(?![a-zA-Z])", "i"),
     )
 )
 _ANSWER = r"(?:(?:so|thus|hence|therefore|the|my|our|final|correct|right|is),?\s+)*answer\s*(?:is|was|:|=)?\s*:?\s*"

@@ -12,6 +12,7 @@ import re
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.evalf import EvalfMixin
 from sympy.logic.boolalg import Boolean
 
 from gvm_jax.rewards.answers import extract_boxed
@@ -199,7 +200,7 @@ def _parts(expression: sympy.Basic) -> list:
 def _order(part: sympy.Basic) -> tuple:
     if isinstance(part, sympy.Tuple):
         return 1, tuple(map(_order, part.args))
-    return 0, sympy.default_sort_key(part.evalf())
+    return 0, sympy.default_sort_key(part.evalf() if isinstance(part, EvalfMixin) else part)
 
 
 def _with_last_variable(text: str, reference: str | None = None) -> str:

@@ -110,6 +110,8 @@ def test_no_spelling_of_another_reference_is_accepted(grader):
         (r"\sqrt{12} m", r"2\sqrt{3}"),
         ("1+2i", r"2i + 1"),
         (r"1 + 2\mathrm{i}", "1+2i"),
+        (r"1 + 2 \mathrm{i}", "1+2i"),
+        (r"-2 < x < 1 \text{ or } x > 3", r"(-2,1)\cup(3,\infty)"),
         ("200, 100", "100, 200"),
         ("100,200", "100, 200"),
         ("12, 345", "12,345"),
