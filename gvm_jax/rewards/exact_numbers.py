@@ -20,6 +20,10 @@ _DECIMAL = re.compile(rf"(?P<whole>{_DIGITS})?(?:\.(?P<part>\d*)(?:{_REPEATED})?
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)(?:[eE]|\\text\{[eE]\})([+-]?\d+)(?![\w.])")
 _GROUPED = re.compile(r"(?<![\d.,] )(?<![\d.,])\d{1,3}(?: \d{3})+(?![\d ])")
 _REPEATING = re.compile(r"\d*\.\d*\\(?:overline|bar|dot)(?:\{\d+\}| ?\d)")
+_DEGREES = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc)(?:\^\{?\d\}?)?) ?(?:\((\d+(?:\.\d+)?)\^\\circ ?\)|(\d+(?:\.\d+)?)\^\\circ ?)"
+)
+_FACTOR = re.compile(r"(?<=\d)\((\\frac\{[^{}]*\}\{[^{}]*\})\)")
 _POWER_OF_TEN = re.compile(_TEN)
 _QUOTIENT = re.compile(rf"({_DIGITS}(?:\.\d+)?)/(-?{_DIGITS}(?:\.\d+)?)")
 _FRACTION = re.compile(rf"\\frac\{{([+-]?{_DIGITS}(?:\.\d+)?)\}}\{{([+-]?{_DIGITS}(?:\.\d+)?)\}}")
@@ -31,8 +35,16 @@ _BASE = re.compile(
 
 _ORDINAL = re.compile(r"\^?\{?(?:\\text\{(?:st|nd|rd|th)\}|(?:st|nd|rd|th))\}?")
 _PERCENT = re.compile(r"%|\\text\{(?:percent|percentage|pct|%)\}| ?(?:percent|percentage|pct)\b")
-_MAGNITUDE = re.compile(r"(?: |\\text\{)(hundred|thousand|million|billion|trillion|dozen)(?![a-zA-Z])")
-_TIMES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12, "dozen": 12}
+_TIMES = {
+    "hundred": 10**2,
+    "thousand": 10**3,
+    "million": 10**6,
+    "billion": 10**9,
+    "trillion": 10**12,
+    "dozen": 12,
+    "lakh": 10**5,
+}
+_MAGNITUDE = re.compile(rf"(?: |\\text\{{)({'|'.join(_TIMES)})s?(?![a-zA-Z])")
 
 
 class Number(NamedTuple):
@@ -52,7 +64,7 @@ def split_number(text: str) -> tuple[Number, str] | None:
     """
     sign = re.match(r"[+-]?", text)[0]
     rest = text[len(sign) :]
-    if rest.startswith("(") and sign == "" and (inner := re.match(r"\(([^()]*)\)", rest)):
+    if sign == "" and not _BASE.match(rest) and (inner := re.match(r"\(([^(),]*)\)", rest)):  # (1,234) is a point
         within = split_number(inner[1])
         return (within[0], rest[inner.end() :]) if within and not within[1] else None
     found = _unsigned(rest)
@@ -93,9 +105,14 @@ def same_number(answer: Number, reference: Number) -> bool:
 
 
 def with_plain_numbers(text: str) -> str:
-    r"""A canonical text with numbers as math-verify reads them: 3e8 is `3\cdot10^{8}`, `0.\overline{3}` a fraction."""
+    r"""A canonical text with numbers as math-verify reads them.
+
+    `3e8` becomes `3\cdot10^{8}`, `0.\overline{3}` a fraction, `\cos 60^\circ` a cosine of radians, and `2(\frac12)`,
+    which is to it a mixed number, a product.
+    """
     text = _SCIENTIFIC.sub(r"\1\\cdot10^{\2}", text)
     text = _GROUPED.sub(lambda match: match[0].replace(" ", ""), text)
+    text = _FACTOR.sub(r"\\cdot\1", _DEGREES.sub(r"\1(\\frac{\2\3\\pi}{180})", text))
     return _REPEATING.sub(
         lambda match: rf"\frac{{{(value := parse_number(match[0]).value).numerator}}}{{{value.denominator}}}", text
     )

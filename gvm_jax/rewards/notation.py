@@ -17,7 +17,8 @@ _CHARACTERS = {
     "≈": r"\approx ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∅": r"\emptyset ", "°": r"^\circ ", "º": r"^\circ ",
     "∘": r"\circ ", "∠": r"\angle ", "ℝ": r"\mathbb{R}", "ℤ": r"\mathbb{Z}", "ℕ": r"\mathbb{N}", "ℚ": r"\mathbb{Q}",
     "ℂ": r"\mathbb{C}", "′": "'", "’": "'", "٪": "%", "٫": ".", "٬": ",", "⟨": r"\langle ", "⟩": r"\rangle ",
-    "ϕ": r"\phi ", "ϵ": r"\epsilon ", "µ": r"\mu ", "\t": " ", "\n": " ", "\r": " ",
+    "\u00c5": r"\AA ", "\u212b": r"\AA ", "ϕ": r"\phi ", "ϵ": r"\epsilon ", "µ": r"\mu ", "\t": " ",
+    "\n": " ", "\r": " ",
 }  # fmt: skip
 for _name in (
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lamda mu nu xi pi rho sigma tau phi chi psi omega".split()
@@ -30,7 +31,7 @@ _BLANKS = {
     "\\" + name for name in [*",;:> ~", *"quad qquad enspace thinspace medspace thickspace enskip hfill".split()]
 }
 _BLANKS |= {r"\euro", r"\pounds", r"\textdollar", r"\texteuro", r"\textsterling", r"\$", "~", *CURRENCIES, r"\(", r"\)"}
-_DROPPED = {"\\" + name for name in ["!", "/", *"displaystyle textstyle scriptstyle limits nolimits nonumber".split()]}
+_DROPPED = {"\\" + name for name in ["/", *"displaystyle textstyle scriptstyle limits nolimits nonumber".split()]}
 _DROPPED |= {rf"\{size}{side}" for size in ("big", "Big", "bigg", "Bigg") for side in ("", "l", "r", "m")}
 _SIDES = {r"\left", r"\right", r"\mleft", r"\mright"}
 _WITH_ARGUMENT = {r"\hspace", r"\vspace", r"\color", r"\textcolor", r"\label", r"\tag"}
@@ -50,6 +51,7 @@ _REWRITES = tuple(
     (re.compile(pattern), replacement)
     for pattern, replacement in (
         (r"\s+", " "),
+        (r"={2,}", "="),
         (r"\^ ?\{ ?\^? ?\\circ ?\}|\^ ?\^? ?\\circ", r"^\\circ "),
         (r"\{ ?, ?\}", ","),
         (r"\\frac ?(\d) ?(\d)", r"\\frac{\1}{\2}"),
@@ -57,13 +59,24 @@ _REWRITES = tuple(
         (r"\\frac ?(\{[^{}]*\}) ?(\d)", r"\\frac\1{\2}"),
         (r"\\sqrt ?(\d+)", r"\\sqrt{\1}"),
         (r"\\?(?<![a-zA-Z])sqrt ?\(([^()]*)\)", r"\\sqrt{\1}"),
+        (r"\\sqrt ?\[(\w)\] ?(\d+)", r"\\sqrt[\1]{\2}"),
+        (r"(?<!\w)(\d+|[a-z]) ?\\choose ?(\d+|[a-z])(?!\w)", r"\\binom{\1}{\2}"),
+        (r"\\text ?\{ ?all real(?:s| numbers) ?\}", r"\\mathbb{R}"),
+        (r"\\text ?\{ ?(\\(?:infty|pi|AA|Omega)) ?\}", r"\1 "),
+        (r"\\text ?\{([^{}():\\]{2,40}): ?\} ?(?=\S)", r"\\text{\1}="),  # \text{Total cost: } 25
+        (r"(?<=\d) ?(?:\\text ?\{ ?to ?\}|(?<= )to(?= )) ?(?=\d)", ":"),
         (r"\\text ?\{([^{}a-zA-Z\\]*)\}", r" \1 "),  # \mathbf{7}
+        (r"(\\[a-zA-Z]+)(?=\\text ?\{ ?[a-zA-Z] ?\})", r"\1 "),
         (r"\\text ?\{ ?([a-zA-Z]) ?\}(?= ?[=^_(])", r"\1"),  # \mathrm{x} = 5
+        (r"\\text ?\{ ?([eiknxyz]) ?\}", r"\1"),  # 2\mathrm{i}; these are no units
+        (r"(?<=\d) i(?![a-zA-Z])", "i"),
     )
 )
 _ANSWER = r"(?:(?:so|thus|hence|therefore|the|my|our|final|correct|right|is),?\s+)*answer\s*(?:is|was|:|=)?\s*:?\s*"
+_ABOUT = r"(?:about|approximately|approx\.?|roughly)\s*"
 _BEFORE = re.compile(
-    rf"(?:\s|[*`\"=:,;]|\\approx(?![a-zA-Z])|\\text\s*\{{\s*{_ANSWER}\}}|{_ANSWER}(?![a-zA-Z]))+", re.IGNORECASE
+    rf"(?:\s|[*`\"=:,;]|\\approx(?![a-zA-Z])|\\text\s*\{{\s*(?:{_ANSWER}|{_ABOUT})\}}|(?:{_ANSWER}|{_ABOUT})(?![a-zA-Z]))+",
+    re.IGNORECASE,
 )
 _AFTER = ' *`".,;:'
 
@@ -76,7 +89,8 @@ def canonical(text: str) -> str:
         text: the content of a box, or a reference answer.
 
     Returns:
-        LaTeX with white space between words, numbers and commands alone; "" where nothing is left.
+        LaTeX with white space between words, numbers and commands alone, and in lists that without it would be one
+        number (100, 200); "" where nothing is left.
     """
     text = "".join(_renamed(_TOKEN.findall(_without_unicode(text))))
     for pattern, replacement in _REWRITES:
@@ -135,6 +149,9 @@ def _renamed(tokens: list[str]) -> list[str]:
             kept.append(" ")
         elif token in _STYLES:
             kept.append(r"\text")
+        elif token == r"\!":
+            while at < len(tokens) and tokens[at].isspace():
+                at += 1
         elif token not in _DROPPED:
             kept.append(_RENAMED.get(token, token))
     return kept
@@ -167,4 +184,6 @@ def _closing(text: str) -> int:
 
 def _needed_blank(blank: re.Match) -> str:
     text, start, end = blank.string, blank.start(), blank.end()
+    if re.match(r"\d{3}(?!\d)", text[end : end + 4]) and re.fullmatch(r"\d,", text[max(0, start - 2) : start]):
+        return " "  # the list 100, 200
     return " " if 0 < start and end < len(text) and text[start - 1].isalnum() and text[end].isalnum() else ""

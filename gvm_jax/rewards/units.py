@@ -10,12 +10,25 @@ _FUNCTIONS = "sin cos tan cot sec csc log ln exp mod max min gcd lcm sqrt det ch
 # With these a statement follows, not a unit: "7 or maybe not".
 STATEMENTS = frozenset(
     "or and not no nor never neither maybe perhaps possibly probably if unless except but wrong incorrect false least "
-    "most than other otherwise instead either nothing unknown plus minus times".split()
+    "most than otherwise instead either nothing unknown plus minus cannot isn doesn don won aren wasn impossible fails "
+    "doubtful think guess wait hmm alternatively vs versus divided multiplied modulo factorial root".split()
 )
+# Nor are these a unit, alone: 7 halves; "five-dollar bills" is one.
+_NUMBERS = frozenset(
+    "half halves thirds fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths eighth hundred two "
+    "three four five six seven eight nine ten eleven twelve".split()
+)
+_NO_UNITS = STATEMENTS | _NUMBERS
+_OPERATION = re.compile(
+    r" ?(?:\\text\{ ?)?(?:squared|cubed|over|to the|per hundred)(?![a-zA-Z])"
+)  # 7 squared, not 7 cm squared
 _POWER = r"(?:\^(?:\{-?\d\}|-?\d))?"
 _TEXT = r"\\text\{(?P<text>(?:[^{}\\\d]|(?<=[a-zA-Z^-])\d)*)\}"
 _NAME = r"(?P<name>[A-Za-z]+)"
-_ATOM = re.compile(rf"(?:\^\\circ ?(?:[CF](?![A-Za-z]))?|(?P<blank> ?)(?:{_TEXT}|{_NAME}){_POWER})")
+_SIGN = r"(?P<sign>\\(?:Omega|AA)(?![a-zA-Z])|[MLR]_(?:\\odot|\{\\odot\}))"
+_ATOM = re.compile(
+    rf"(?:\^\\circ ?(?:[CF](?![A-Za-z]))?|(?P<blank> ?)(?:{_SIGN}|(?:\\mu ?)?(?:{_TEXT}|{_NAME})){_POWER})"
+)
 _BETWEEN = re.compile(r"/|\\cdot ?|\*|\.(?=[A-Za-z\\])")
 _QUOTIENT = re.compile(r"\\frac\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}\{([^{}]*(?:\{[^{}]*\}[^{}]*)*)\}")
 
@@ -28,6 +41,8 @@ def is_unit(text: str, attached: bool = True) -> bool:
         attached: whether letters right after the number may be a unit (3m), which they are not where 3m may be three
             times m: in a reference.
     """
+    if _OPERATION.match(text):
+        return False
     if quotient := _QUOTIENT.fullmatch(text):
         return is_unit(quotient[1]) and is_unit(quotient[2])
     at = 0
@@ -42,12 +57,14 @@ def is_unit(text: str, attached: bool = True) -> bool:
 
 
 def _is_name(atom: re.Match, attached: bool) -> bool:
+    if atom["sign"] is not None:
+        return attached
     if atom["text"] is not None:
-        return not STATEMENTS & set(re.findall(r"[a-z]+", atom["text"].lower()))
+        return not _NO_UNITS & set(re.findall(r"[a-z]+(?:-[a-z]+)*", atom["text"].lower()))
     name = atom["name"]
     if name is None:  # degrees
         return True
-    if (name in _FUNCTIONS and name not in _SYMBOLS) or name.lower() in STATEMENTS:
+    if (name in _FUNCTIONS and name not in _SYMBOLS) or name.lower() in _NO_UNITS:
         return False
     if name in _SYMBOLS and (attached or (len(name) > 1 and atom["blank"])):
         return True

@@ -18,6 +18,10 @@ from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
 _CHOICE = re.compile(r"(?:option |choice )?(?:\(([^\W\d_])\)|([^\W\d_])(?=[).:,]|$))")
+# After a choice another one: "A, B", "A) or B)", "(A)(B)", "A. B.", "A: 3, B: 4".
+_NEXT = r"(?<!\w)(?:\([^\W\d_]\)|(?<!\()[^\W\d_](?:[):]|\.(?=\s+\S)))"
+_LIST = r"[\s).]*(?:[,;/&]|and\b|or\b)\s*\(?[^\W\d_](?!\w)(?=\W*$|\s*[,;/&]|\s+(?:and|or)\b)"
+_ANOTHER = re.compile(rf"{_LIST}|\.\s*[^\W\d_]\.\s*[^\W\d_](?!\w)|.*?{_NEXT}", re.DOTALL)
 _MARKUP = "*_`\"' "  # around a choice
 
 
@@ -83,5 +87,6 @@ def _is_sign(text: str, at: int) -> bool:
 
 
 def _choice(answer: str) -> str | None:
-    match = _CHOICE.match(_folded(answer).strip(_MARKUP))
-    return (match[1] or match[2]) if match else None
+    text = _folded(answer).strip(_MARKUP)
+    match = _CHOICE.match(text)
+    return (match[1] or match[2]) if match and not _ANOTHER.match(text, match.end()) else None

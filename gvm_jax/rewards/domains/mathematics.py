@@ -12,6 +12,8 @@ import re
 
 import sympy
 from math_verify import LatexExtractionConfig, parse, verify
+from sympy.core.evalf import EvalfMixin
+from sympy.logic.boolalg import Boolean
 
 from gvm_jax.rewards.answers import extract_boxed
 from gvm_jax.rewards.bounds import is_too_large
@@ -34,12 +36,18 @@ _PROSE = re.compile(r"\\text\{[^{}]*[A-Za-z][^{}]*\}")
 _TEXT = re.compile(r"\\text\{[^{}]*\}")
 # What is said to be equal to a number: x, f(2), a_{10}, \angle ABC, \text{area}.
 _NAME = re.compile(rf"{_TEXT.pattern}|\\angle ?[A-Z]+|[a-zA-Z]+'*(?:_(?:\w|\{{\w+\}}))?(?:\([^()]*\))?")
-_LETTER = re.compile(rf"{_TEXT.pattern}|\\[a-zA-Z]+|([a-zA-Z])")
+_LETTER = re.compile(
+    rf"{_TEXT.pattern}|\\(?!(?:gamma|delta|theta|lambda|xi|pi|sigma|phi|psi|omega)(?![a-z]))[a-z]+|(\\[a-z]+|[a-z])",
+    re.I,
+)
 _GREEK = [
-    rf"\{name} " for name in ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "mu")
+    rf"\{name} " for name in ("alpha", "beta", "epsilon", "zeta", "eta", "kappa", "mu", "nu", "rho", "tau", "chi")
 ]
-_CHOICE = re.compile(r"\(?[A-Z]\)?")
+_CHOICE = re.compile(r"\(?[A-J]\)?")
+_LAST_LETTERS = re.compile(r"(?<=[\d} ])(?![ei]$)([a-zA-Z]{1,2})$")
 _BOTH = re.compile(r",?(?:\\text\{(?:and|or)\}|(?<=[\d)}\]]) (?:and|or) (?=[\d(\\\[-]))")
+_OR = re.compile(r",?(?:\\text\{or\}| or )")
+_INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|lt|gt)(?![a-zA-Z])")
 _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _MEMBER = re.compile(r"[a-zA-Z]\\in(?![a-zA-Z]) ?(?=[\[(\\])")
 
@@ -95,7 +103,7 @@ def decide(answer: str, reference: str) -> bool | None:
     if len(answer) > MAX_CHARACTERS and len(answer := " ".join(answer.split())) > MAX_CHARACTERS + len(reference):
         return False
     given, wanted = canonical(answer), canonical(reference)
-    if given == wanted:
+    if given.replace(", ", ",") == wanted.replace(", ", ","):
         return given != ""
     if not given or is_too_large(given, wanted):
         return False
@@ -109,9 +117,9 @@ def decide(answer: str, reference: str) -> bool | None:
     sides = _EQUALS.split(given)
     if number is None or not sides[-1]:
         return None
-    numbers = [number_with_unit(side) for side in sides if not _NAME.fullmatch(side)]
+    numbers = [number_with_unit(side) for side in sides if number_with_unit(side) or not _NAME.fullmatch(side)]
     if not numbers or None in numbers:
-        return None
+        return False if _is_number_and_more(sides[-1]) else None
     return all(same_number(side, numbers[-1]) for side in numbers[:-1]) and same_number(numbers[-1], number)
 
 
@@ -122,6 +130,8 @@ def number_with_unit(text: str, attached: bool = True) -> Number | None:
         text: an answer, a reference, or a side of an equation.
         attached: whether letters right after the number may be a unit, as in `units.is_unit`.
     """
+    if _TEXT.fullmatch(text):  # \text{25 dollars}
+        text = text[len(r"\text{") : -1]
     found = split_number(text)
     return found[0] if found and is_unit(found[1], attached) else None
 
@@ -136,11 +146,12 @@ def equivalent(answer: str, reference: str) -> bool:
         Exception: whatever the reading or the comparison raised.
     """
     answer, reference = _with_capitals_apart(answer, reference)
+    answer, reference = _with_last_variable(answer, reference), _with_last_variable(reference)
     given, wanted = _read(answer), _read(reference)
     sides = _EQUALS.split(answer)
     if len(sides) > 1 and "," not in answer:
         values = [value for side in sides for value in _read(side) if isinstance(value, sympy.Expr)]
-        constants = [value for value in values if not value.free_symbols]
+        constants = [value for value in values if value.is_number]
         if constants and any(not _accepts(value, constants[-1]) for value in constants[:-1]):
             return False
     return any(_accepts(one, other) for one in given for other in wanted)
@@ -182,23 +193,61 @@ def _parts(expression: sympy.Basic) -> list:
     if isinstance(expression, sympy.MatrixBase):
         return list(expression.flat())
     if isinstance(expression, sympy.FiniteSet):
-        return sorted(expression.args, key=lambda part: sympy.default_sort_key(part.evalf()))
+        return sorted(expression.args, key=_order)
     return list(expression.args) if isinstance(expression, sympy.Tuple | sympy.Interval) else []
+
+
+def _order(part: sympy.Basic) -> tuple:
+    if isinstance(part, sympy.Tuple):
+        return 1, tuple(map(_order, part.args))
+    return 0, sympy.default_sort_key(part.evalf() if isinstance(part, EvalfMixin) else part)
+
+
+def _with_last_variable(text: str, reference: str | None = None) -> str:
+    """A text whose last letters, if they are no unit, are in braces: math-verify takes 3t for 3 tons, and so for 3.
+
+    Args:
+        text: an answer or a reference, a canonical text.
+        reference: of an answer; letters that its reference does not have may be a unit.
+    """
+    match = _LAST_LETTERS.search(text)
+    name = match[1] if match else ""
+    if not name or (
+        is_unit(" " + name, attached=False) if reference is None else is_unit(name) and name not in reference
+    ):
+        return text
+    return f"{text[: match.start()]}{{{name}}}"
 
 
 def _with_capitals_apart(*texts: str) -> list[str]:
     """Texts in which Greek letters stand for capitals whose small letter is there too: to math-verify R is r."""
-    letters = set("".join(_LETTER.findall(" ".join(texts))))
-    capitals = sorted(letter for letter in letters if letter.isupper() and letter.lower() in letters)
+    letters = set(_LETTER.findall(" ".join(texts)))
+    capitals = sorted(letter for letter in letters if letter != letter.lower() in letters)
     unused = (name for name in _GREEK if not any(name in text for text in texts))
     names = dict(zip(capitals, unused, strict=False))
     return [_LETTER.sub(lambda match: names.get(match[0], match[0]), text) for text in texts]
 
 
 def _read(text: str) -> list:
-    text = _MEMBER.sub("", _BOTH.sub(",", with_plain_numbers(text)))
-    boxed = rf"\boxed{{{text}}}"
-    return parse(boxed, _LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
+    text = with_plain_numbers(text)
+    alternatives = _OR.split(text)
+    text = _MEMBER.sub("", _BOTH.sub(",", text))
+    if text.count(r"\pm") == 1 and "," not in text:  # within a fraction math-verify loses one of the signs
+        text = ",".join(text.replace(r"\pm", sign) for sign in "+-")
+    found = parse(rf"\boxed{{{text}}}", _LATEX, fallback_mode="no_fallback", parsing_timeout=None, raise_on_error=True)
+    if len(alternatives) > 1 and all(map(_INEQUALITY.search, alternatives)):
+        sets = [value.as_set() for part in alternatives for value in _read(part) if isinstance(value, Boolean)]
+        found += [sympy.Union(*sets)] if len(sets) == len(alternatives) else []
+    return found
+
+
+def _is_number_and_more(given: str) -> bool:
+    """Whether the answer goes on after a number with a text or an index that no unit has: 7 ft 8 in, 7 squared."""
+    found = split_number(given)
+    if found is None:
+        return False
+    rest = found[1]
+    return rest.startswith((r"\text", "_")) and re.search(r"[-+*/=^,]|\\(?!text)", _TEXT.sub("", rest)) is None
 
 
 def _is_statement(given: str, wanted: str) -> bool:
