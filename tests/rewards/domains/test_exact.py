@@ -110,7 +110,7 @@ def test_what_is_around_an_answer_does_not_count(text):
 
 @pytest.mark.parametrize("text", ["answer is " * 10**5, "(" * 10**6, " " * 10**6, r"\text{" * 10**5, "####" * 10**5])
 def test_long_texts_take_linear_time(grader, text):
-    start = time.monotonic()
+    start = time.process_time()
     grader.grade([text, rf"\boxed{{{text}}}", f"#### {text}"], ["B"] * 3)
-    assert time.monotonic() - start < 5
+    assert time.process_time() - start < 5
     assert final_answer(text + r"\boxed{B}") == "B"
