@@ -54,6 +54,8 @@ MUTABLE = (list, set, dict, bytearray, collections.deque)
 
 def pack(value: object, give: Callable[[object], list], stay: tuple[type, ...] = ()) -> object:
     """A value as JSON; of what is not copied, or is an instance of `stay`, `give` returns what stands for it."""
+    if value is None or type(value) in (bool, float, str):
+        return value  # as below, at once
     for kind in () if isinstance(value, stay) else type(value).__mro__:
         if kind in _SCALARS:
             return _SCALARS[kind](value)
