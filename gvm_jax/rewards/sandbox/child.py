@@ -14,8 +14,8 @@ import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from confine import Unprotected, confine, die_with_parent
-from peer import Peer, Rules, Unsupported, text_of
-from remote import Remote
+from peer import Peer, Rules, text_of
+from remote import Remote, Unsupported
 
 del sys.path[0]
 

@@ -59,8 +59,8 @@ def pack(value: object, give: Callable[[object], list], stay: tuple[type, ...] =
     for kind in () if isinstance(value, stay) else type(value).__mro__:
         if kind in _SCALARS:
             return _SCALARS[kind](value)
-        if kind is tuple and hasattr(value, "_fields"):
-            fields = [type(value).__name__, *value._fields]
+        if kind is tuple and hasattr(type(value), "_fields"):
+            fields = [type(value).__name__, *type(value)._fields]
             return ["namedtuple", fields, *(pack(item, give, stay) for item in tuple.__iter__(value))]
         name = f"{kind.__module__}.{kind.__qualname__}"
         if name in KINDS:

@@ -12,18 +12,10 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from copies import MUTABLE, pack, replace, unpack
-from remote import GIVEN_AWAY, OPERATIONS, Operand, Remote
+from remote import GIVEN_AWAY, OPERATIONS, Failed, Operand, Remote, Unsupported
 
 MESSAGE_BYTES = 16 * 2**20  # longest message
 _LENGTH = struct.Struct("!I")
-
-
-class Failed(BaseException):
-    """The other end ended, broke the rules or has what cannot be compared. No Exception: tests must not catch it."""
-
-
-class Unsupported(BaseException):
-    """A value of this end that cannot cross."""
 
 
 class Rules(NamedTuple):
@@ -141,7 +133,7 @@ class Peer:
             message = json.loads(self._read(length), parse_constant=self._constant)
             if not isinstance(message, list) or not isinstance(message[0], str):
                 raise ValueError
-        except (OSError, ValueError, IndexError, RecursionError) as error:
+        except Exception as error:  # too deep, too much to hold
             raise self.fail("a message that cannot be read") from error
         return message
 
@@ -178,7 +170,7 @@ class Peer:
         if self._rules and not callable(value) and not iterates:
             raise Unsupported(f"the tests pass {type(value).__name__}, which cannot be sent to the program")
         self._mine[id(value)] = value  # kept, so that the number stays its own
-        name = str(getattr(value, "__name__", type(value).__name__))
+        name = str(getattr(value if callable(value) else type(value), "__name__", type(value).__name__))
         if any(value is kind for kind in self.classes) and issubclass(value, BaseException):
             return ["error", id(value), name, *_names(value)]
         asked = isinstance(value, self.classes) or any(value is kind for kind in self.classes)
@@ -204,11 +196,12 @@ class Peer:
             sent = yield item
 
     def _description(self, error: BaseException) -> list:
-        names, text = _names(type(error)), text_of(error)
+        names, text = ["builtins.list", *_names(type(error))], text_of(error)
         try:
-            return [["builtins.list", *names], text, self._pack(error.args), self._pack(vars(error))]
+            _, args, *state = error.__reduce__()
+            return [names, text, self._pack(args), self._pack(state[0] if state else {})]
         except Exception:
-            return [["builtins.list", *names], text, self._pack((text,)), self._pack({})]
+            return [names, text, self._pack((text,)), self._pack({})]
 
     def _error(self, names: list, text: str, args: tuple, state: dict) -> BaseException:
         """The first of an exception's classes that is known here. One that would end a loop in silence does not."""

@@ -43,9 +43,15 @@ def read(reference: str) -> Tests:
     helpers = (free - modules) & set(_helpers())
     if helpers == free - modules:
         helpers = set()  # nothing else is asked for
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assert) and (used := _names(node.test) - set(dir(builtins))) <= helpers:
-            helpers -= used
+    flows = [
+        _Flow(targets, source, _names(source), loops)
+        for node in ast.walk(tree)
+        for targets, source, loops in _flows(node, {})
+    ]
+    for part in _asking(tree):
+        used = _closed(_names(part), flows, lambda flow, found: flow.names if flow.targets & found else ()) & free
+        if used <= helpers:
+            helpers -= used  # asked for alone
     imports = [f"import {name}\n" for name in sorted(modules)]
     imports += [f"from {_helpers()[name]} import {name}\n" for name in sorted(helpers)]
     asked = free - modules - helpers
@@ -84,6 +90,18 @@ def _free_names(text: str) -> set[str]:
             if symbol.is_assigned() or symbol.is_imported():
                 bound.add(symbol.get_name())
     return used - bound
+
+
+def _asking(tree: ast.AST) -> Iterator[ast.expr]:
+    """What a program is asked to do: asserts, calls for what they do, `with`, decorators."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assert):
+            yield node.test
+        elif isinstance(node, ast.Expr):
+            yield node.value
+        elif isinstance(node, ast.withitem):
+            yield node.context_expr
+        yield from getattr(node, "decorator_list", ())
 
 
 def _used_as_classes(tree: ast.AST) -> set[str]:

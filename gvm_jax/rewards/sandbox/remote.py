@@ -10,6 +10,14 @@ from collections.abc import Iterator
 from copies import pack, unpack
 
 
+class Failed(BaseException):
+    """The other end ended, broke the rules or has what cannot be compared. No Exception: tests must not catch it."""
+
+
+class Unsupported(BaseException):
+    """A value of this end that cannot cross."""
+
+
 class Remote:
     """An object of the other process. Attributes, calls, items, iteration, `with` and conversions are the object's own.
 
@@ -55,6 +63,10 @@ class Remote:
     def __instancecheck__(self, instance):
         """Whether an object of the other process is one of its instances; others are not."""
         return isinstance(instance, Remote) and bool(self._peer.ask("isinstance", instance, self))
+
+    def __mro_entries__(self, _):
+        """No base of a class."""
+        raise Unsupported(f"the tests derive a class from the program's {self._name}")
 
     def __hash__(self):
         """By identity."""

@@ -462,6 +462,16 @@ def checked(x):
     return a if x < 0 else x
 --- too long to send
 def checked(x): return 'x' * 2**25 if x < 0 else x
+--- too much to hold
+import peer
+def checked(x):
+    if x < 0: peer.json.dumps = lambda message: '["return", [' + '[],' * (5 * 2**20) + '[]], 0]'
+    return x
+--- the process ends
+import os
+def checked(x):
+    if x < 0: os._exit(0)
+    return x
 --- cannot be copied
 class A(list):
     def __iter__(self): raise ValueError
