@@ -166,7 +166,8 @@ class Peer:
             return ["yours", value._id]
         if isinstance(value, type) and value in self._errors.values():
             return ["yours", value.number]
-        iterates = isinstance(value, Iterator) and (self._rules or type(value).__module__ != "solution")
+        iterates = isinstance(value, Iterator) and not callable(value)
+        iterates = iterates and (self._rules is not None or type(value).__module__ != "solution")
         if self._rules and not callable(value) and not iterates:
             raise Unsupported(f"the tests pass {type(value).__name__}, which cannot be sent to the program")
         self._mine[id(value)] = value  # kept, so that the number stays its own

@@ -98,15 +98,17 @@ class Operand(Remote):
     __slots__ = ()
 
     def _operate(self, name: str, other: object, swap: bool = False):
+        def pair(mine: object) -> tuple[object, object]:
+            return (other, mine) if swap else (mine, other)
+
+        if isinstance(other, Remote):
+            return self._peer.ask(name, *pair(self))
         if other is None and name in ("eq", "ne"):
             return name == "ne"
-        copied, value = (False, self) if isinstance(other, Remote) else self._peer.ask("base", self)
-        pair = (other, value if copied else self) if swap else (value if copied else self, other)
+        copied, value = self._peer.ask("base", self)
         if copied:
-            return getattr(operator, name)(*pair)
-        if isinstance(other, Remote):
-            return self._peer.ask(name, *pair)
-        result = self._refuse() if name in _COMPARISONS else self._peer.ask(name, *pair)
+            return getattr(operator, name)(*pair(value))
+        result = self._refuse() if name in _COMPARISONS else self._peer.ask(name, *pair(self))
         return Remote(self._peer, result._id, result._name) if isinstance(result, Remote) else self._refuse()
 
 
