@@ -36,9 +36,11 @@ class PendingVerdict:
         error = self._outcome.exception()
         if not self._answer:
             return Verdict(0.0, Status.NO_ANSWER, self._answer)
+        if isinstance(error, TimeoutError):
+            return Verdict(0.0, Status.TIMEOUT, self._answer, "no verdict within rewards.deadline_seconds")
         if error is not None:
-            status = Status.TIMEOUT if isinstance(error, TimeoutError) else Status.ERROR
-            return Verdict(0.0, status, self._answer, str(error))
+            reason = str(error) if isinstance(error, RuntimeError) else "the verifier's process died"
+            return Verdict(0.0, Status.ERROR, self._answer, reason)
         return Verdict(*self._outcome.result(), self._answer)
 
 
@@ -86,6 +88,11 @@ class Grader(contextlib.AbstractContextManager):
         """Ends the workers; verdicts still to come are cancelled."""
         self._pool.close()
         self._domain.close()
+
+    @property
+    def contract(self) -> str:
+        """What a reward function of the user's own must return; "" = the verifier is ours."""
+        return self._domain.contract
 
     def submit(self, text: str, gold: str) -> PendingVerdict:
         """Starts the grading of one response and returns at once.

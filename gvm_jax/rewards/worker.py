@@ -20,7 +20,7 @@ def start(prepare: Callable[[], object], memory_mib: int) -> None:
     try:
         prepare()
     except Exception as error:
-        _problem = f"{error}" if isinstance(error, RuntimeError) else f"{type(error).__name__}: {error}"
+        _problem = _message(error)
     if sys.platform == "linux":
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limit, hard_limit = mapped + memory_mib * 2**20, resource.getrlimit(resource.RLIMIT_AS)[1]
@@ -45,6 +45,11 @@ def guarded(check: Callable[..., Any], texts: tuple[str, ...], deadline_seconds:
     try:
         return check(*texts)
     except Exception as error:
-        raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise RuntimeError(_message(error)) from None
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+
+
+def _message(error: Exception) -> str:
+    """What a person reads of it: a RuntimeError of ours says all there is."""
+    return f"{error}" if type(error) is RuntimeError else f"{type(error).__name__}: {error}"

@@ -5,6 +5,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
@@ -93,6 +94,7 @@ class Sampler(contextlib.AbstractContextManager):
                 f"max_position_embeddings of {folder}/config.json"
             )
         self.grader = Grader(**config.rewards)
+        self._told = not self.grader.contract
 
     def __exit__(self, *_) -> None:
         """Ends the grader's processes."""
@@ -169,7 +171,9 @@ class Sampler(contextlib.AbstractContextManager):
             for row in [row for row in undelivered if pending[row].done()]:
                 i = request_of_row[row]
                 sample = int(first_sample[i] + row - first_row[i])
-                on_graded(Answer(int(ids[i]), sample, *undelivered.pop(row), pending[row].result()))
+                answer = Answer(int(ids[i]), sample, *undelivered.pop(row), pending[row].result())
+                self._tell_first_error(answer, prompts)
+                on_graded(answer)
 
         def between_blocks() -> None:
             deliver()
@@ -193,6 +197,20 @@ class Sampler(contextlib.AbstractContextManager):
             statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
             rows = processes.gather_rows((rollouts, scores, statuses))
             return Graded(*rows, policy.stats).by_prompt()
+
+    def _tell_first_error(self, answer: Answer, prompts: PromptSet) -> None:
+        """Warns once of a reward function of the user's own that does not keep its contract."""
+        if self._told or not answer.verdict.reason:
+            return
+        self._told = True
+        at = prompts.positions_of(np.array(answer.prompt_id))
+        reason = " ".join(answer.verdict.reason.split())
+        logging.warning(
+            "rewards.function failed on a sample of row %d (problem %.80a, reference %.80a): %s. %s. Such samples "
+            "score 0 and count against rewards.max_failure_rate; this is told once",
+            answer.prompt_id, prompts.problems[at], prompts.golds[at],
+            reason[:400].encode("ascii", "backslashreplace").decode(), self.grader.contract,
+        )  # fmt: skip
 
 
 def _stop_together(error: Preempted | VerifierFailure | None) -> None:

@@ -7,7 +7,7 @@ from configs.domains_data import sentences
 from gvm_jax.config import validate
 from gvm_jax.data import load_config_rows
 from gvm_jax.rewards import Grader
-from gvm_jax.rewards.domains.python_tests import needs_of
+from gvm_jax.rewards.sandbox.reading import read
 
 SOLUTIONS = """
 def double(x): return x + x
@@ -66,7 +66,7 @@ def rows_of(argument):
         (
             "python_tests",
             lambda tests: f"```python{SOLUTIONS}```",
-            lambda tests: f"```python\ndef {needs_of(tests).names[0]}(*arguments): return None\n```",
+            lambda tests: f"```python\ndef {read(tests).names[0]}(*arguments): return None\n```",
         ),
     ],
 )

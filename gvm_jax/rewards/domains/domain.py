@@ -30,6 +30,11 @@ class Domain(abc.ABC):
         """After so long a worker that is not done with a check is given up, and replaced."""
         return self.limits.deadline_seconds
 
+    @property
+    def contract(self) -> str:
+        """What a check of the user's own must do, which is told with the first of its errors; "" = it is not theirs."""
+        return ""
+
     @abc.abstractmethod
     def answer(self, text: str) -> str | None:
         """What a response's text says that its answer is; None or "" = it has none, and scores 0."""

@@ -6,7 +6,8 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gvm_jax.rewards.domains.domain import Domain
@@ -29,6 +30,14 @@ class Function(Domain):
 
     path: str
 
+    @property
+    def contract(self) -> str:
+        """The rules above."""
+        return (
+            f"{self.path} must return a sequence with a grade of each text: a number from -1 to 1, accepted above 0, "
+            "or a pair of it and a status (gvm_jax/rewards/README.md)"
+        )
+
     def answer(self, text: str) -> str | None:
         """All of it: what counts is the function's to say."""
         return text
@@ -45,16 +54,20 @@ class Function(Domain):
         """The grade that the function gives.
 
         Raises:
-            ValueError, TypeError: what it returned is no grade of one text.
-            Exception: what the function raised.
+            RuntimeError: the function raised, or returned what is no grade of one text.
         """
-        returned = _load(self.path)([answer], [reference])
+        function = _load(self.path)
         try:
-            grades = list(returned)
-        except TypeError:
-            raise TypeError(f"{self.path} returned {_show(returned)}, not a sequence of scores") from None
+            returned = function([answer], [reference])
+            grades = list(returned) if isinstance(returned, Iterable) else None
+        except Exception as error:
+            frame = traceback.extract_tb(error.__traceback__)[-1]
+            place = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+            raise RuntimeError(f"{self.path} raised {type(error).__name__}: {error} ({place})") from error
+        if grades is None:
+            raise RuntimeError(f"{self.path} returned {_show(returned)}, not a sequence of scores")
         if len(grades) != 1:
-            raise ValueError(f"{self.path} returned {len(grades)} grades for 1 text")
+            raise RuntimeError(f"{self.path} returned {len(grades)} grades for 1 text: {_show(returned)}")
         return _grade(self.path, grades[0])
 
 
@@ -90,16 +103,18 @@ def _grade(path: str, grade: Any) -> Grade:
     except (TypeError, ValueError):
         score = math.nan
     if not -1 <= score <= 1:  # not NaN either
-        raise ValueError(f"{path} returned {_show(grade)}; a score is a number from -1 to 1, accepted above 0")
+        raise RuntimeError(
+            f"{path} returned the grade {_show(grade)}; a score is a number from -1 to 1, accepted above 0"
+        )
     if not paired:
         return score, Status.CORRECT if score > 0 else Status.WRONG
     names = {status.value: status for status in Status}
     if name not in names:
-        raise ValueError(f"{path} returned {_show(grade)}; a status is one of {', '.join(names)}")
+        raise RuntimeError(f"{path} returned the grade {_show(grade)}; a status is one of {', '.join(names)}")
     status = names[name]
     if (score > 0) != (status is Status.CORRECT) or (score and status in FAILURES):
-        raise ValueError(
-            f"{path} returned {_show(grade)}; 'correct' goes with a score above 0, and no other status does; "
+        raise RuntimeError(
+            f"{path} returned the grade {_show(grade)}; 'correct' goes with a score above 0, and no other status does; "
             f"{' and '.join(repr(status.value) for status in FAILURES)} go with 0"
         )
     return score, status

@@ -1,15 +1,13 @@
 """Programs: the last code block of a response, run against the reference, which is a text of tests."""
 
 import ast
-import builtins
 import dataclasses
-import symtable
 import sys
 import tempfile
 import textwrap
-from typing import NamedTuple
 
 from gvm_jax.rewards.domains.domain import Domain
+from gvm_jax.rewards.sandbox.reading import read
 from gvm_jax.rewards.sandbox.run import Outcome, remove, run
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade, Status
 
@@ -105,8 +103,8 @@ class PythonTests(Domain):
         """Whether it is Python that does more than define, with the standard library and names of a program."""
         try:
             tree = ast.parse(reference)
-            needs, tests = _completed(reference)
-            compile(tests, "tests.py", "exec")  # finds more: a `return` outside of a function
+            tests = read(reference)
+            compile(tests.text, "tests.py", "exec")  # finds more: a `return` outside of a function
         except (SyntaxError, ValueError):
             return False
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
@@ -114,7 +112,7 @@ class PythonTests(Domain):
         return (
             {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
             and not all(isinstance(node, _DEFINITIONS) for node in tree.body)
-            and bool(needs.names)
+            and bool(tests.names)
         )
 
     def close(self) -> None:
@@ -122,8 +120,7 @@ class PythonTests(Domain):
         remove(self.root)
 
     def _run(self, program: str, tests: str, seconds: float) -> Outcome:
-        needs, tests = _completed(tests)
-        return run(program, tests, needs.names, self.root, seconds, self.limits.memory_mib * 2**20)
+        return run(program, read(tests), self.root, seconds, self.limits.memory_mib * 2**20)
 
 
 def last_program(text: str) -> str | None:
@@ -147,43 +144,3 @@ def last_program(text: str) -> str | None:
         else:
             tag, lines = stripped[3:].strip().lower(), []
     return unmarked if marked is None else marked
-
-
-class Needs(NamedTuple):
-    """What tests use and do not define."""
-
-    names: list[str]  # the program must
-    modules: list[str]  # of the standard library: the tests get them, imported by the program or not
-
-
-def needs_of(tests: str) -> Needs:
-    """Names that the tests use, and neither they nor Python define.
-
-    One of the standard library's modules that is used for its attributes alone, `math.isclose`, is that module: what a
-    program calls so could say that everything is close.
-
-    Raises:
-        SyntaxError, ValueError: the text is no Python.
-    """
-    tree, used, bound = ast.parse(tests), set(), set(dir(builtins))
-    scopes = [symtable.symtable(tests, "tests.py", "exec")]
-    for scope in scopes:
-        scopes += scope.get_children()
-        for symbol in scope.get_symbols():
-            if not (symbol.is_global() or scope.get_type() == "module"):
-                continue  # of a function alone: another scope's name of the same letters is another one
-            if symbol.is_referenced():
-                used.add(symbol.get_name())
-            if symbol.is_assigned() or symbol.is_imported():
-                bound.add(symbol.get_name())
-    bases = {id(node.value) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    bare = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name) and id(node) not in bases}
-    free = used - bound
-    modules = (free - bare) & sys.stdlib_module_names
-    return Needs(sorted(free - modules), sorted(modules))
-
-
-def _completed(tests: str) -> tuple[Needs, str]:
-    """What tests need, and their text with the imports that it lacks."""
-    needs = needs_of(tests)
-    return needs, "".join(f"import {module}\n" for module in needs.modules) + tests

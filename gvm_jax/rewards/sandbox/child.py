@@ -14,7 +14,8 @@ import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from confine import Unprotected, confine, die_with_parent
-from peer import Gone, Peer, Unsupported, text_of
+from peer import Peer, Rules, text_of
+from remote import Remote, Unsupported
 
 del sys.path[0]
 
@@ -22,16 +23,18 @@ del sys.path[0]
 class Program:
     """The program, as the judge may ask for it."""
 
-    def __init__(self, source: str):
-        self._source = source
+    def __init__(self, source: str, peer: Peer):
+        self._source, self._peer = source, peer
         self._names = _module("solution")
 
     def load(self) -> None:
         """Runs the program, which is a module's text."""
         exec(compile(self._source, "solution.py", "exec"), self._names)
 
-    def present(self, names: list[str]) -> list[str]:
-        """Those of the names that it defines."""
+    def present(self, names: list[str], classes: list[str]) -> list[str]:
+        """Those of the names that it defines. Objects of classes of its own that are asked for will stay here."""
+        kinds = map(self._names.get, classes)
+        self._peer.classes = tuple(x for x in kinds if isinstance(x, type) and x.__module__ == "solution")
         return [name for name in names if name in self._names]
 
     def value(self, name: str) -> object:
@@ -48,43 +51,51 @@ def _module(name: str, **names: object) -> dict[str, object]:
 
 def play(source: str, channel: int) -> None:
     """Answers the judge until it goes."""
-    peer = Peer(channel, open_to_all=True)
-    peer.offer(Program(source))
+    peer = Peer(channel)
+    peer.offer(Program(source, peer))
     peer.serve()
 
 
-def judge(tests: str, names: list[str], channel: int) -> tuple[str, str]:
-    """Runs the tests.
+def judge(text: str, names: list[str], classes: list[str], in_place: bool, nan: bool, channel: int) -> tuple[str, str]:
+    """Runs tests; the arguments are `reading.Tests`.
 
     Returns:
       "passed", or "failed" and why, or "broken" and why: tests that cannot tell whether any program is right.
     """
-    peer = Peer(channel, open_to_all=False)
+    peer = Peer(channel, Rules(in_place, nan, operators=bool(classes)))
     try:
         program = peer.root
         program.load()
-        present = program.present(names)
+        present = program.present(names, classes)
         values = {name: program.value(name) for name in names if name in present}  # none that was not asked for
+        if any(map(_catches_assertions, values.values())):
+            return "failed", "a name stands for exceptions that tests raise themselves"
         peer.requests = 0
-        exec(compile(tests, "tests.py", "exec"), _module("__main__", **values))
+        exec(compile(text, "tests.py", "exec"), _module("__main__", **values))
+        verdict = "passed", ""
     except Unsupported as error:
-        return "broken", str(error)
+        verdict = "broken", str(error)
     except SystemExit:
-        return "broken", "the tests end their process"
-    except Gone as error:
-        return "failed", str(error)
+        verdict = "broken", "the tests end their process"
     except BaseException as error:
         own_import = isinstance(error, ImportError) and not hasattr(error, "remote")
-        return "broken" if own_import else "failed", f"{type(error).__name__}: {text_of(error)}"
-    if peer.gone:
-        return "failed", "the program ended"
-    if not peer.requests and not any(map(_is_plain, values.values())):
+        verdict = "broken" if own_import else "failed", f"{type(error).__name__}: {text_of(error)}"
+    if peer.failure:  # whatever the tests made of it
+        return "failed", peer.failure
+    if verdict[0] == "passed" and not peer.requests and not any(map(_is_plain, values.values())):
         return "broken", "the tests never call the program"
-    return "passed", ""
+    return verdict
 
 
 def _is_plain(value: object) -> bool:
-    return type(value).__name__ != "Remote"
+    return not isinstance(value, Remote)
+
+
+def _catches_assertions(value: object) -> bool:
+    """Whether `except value` would."""
+    if isinstance(value, tuple):
+        return any(map(_catches_assertions, value))
+    return isinstance(value, type) and issubclass(value, BaseException) and issubclass(AssertionError, value)
 
 
 def main() -> None:
@@ -108,7 +119,7 @@ def main() -> None:
         os.close(int(report))
         play(task["program"], int(channel))
     else:
-        verdict = judge(task["tests"], task["names"], int(channel))
+        verdict = judge(**task, channel=int(channel))
         os.write(int(report), (json.dumps((verdict[0], verdict[1][:1000])) + "\n").encode())
 
 

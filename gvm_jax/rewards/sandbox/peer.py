@@ -1,106 +1,29 @@
 """Two processes that call each other's functions, one of which must not trust the other.
 
-Values that are plain (None, bool, int, float, complex, str, bytes, range, and lists, tuples, sets and dicts of them)
-cross as copies, of exactly these types: of a list with an `__eq__` of its own a list arrives. Everything else stays
-where it is, and a `Remote` stands for it. Messages are JSON, whose reading cannot run code. Imported by the child
-processes: the standard library alone.
+Values of built-in types cross as copies (`copies.py`), iterators as generators that ask for one item after another.
+All else stays where it is, and a `Remote` stands for it. Imported by the child processes: the standard library alone.
 """
 
 import builtins
 import json
-import operator
 import struct
 import weakref
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from copies import MUTABLE, pack, replace, unpack
+from remote import GIVEN_AWAY, OPERATIONS, Failed, Operand, Remote, Unsupported
 
 MESSAGE_BYTES = 16 * 2**20  # longest message
-
 _LENGTH = struct.Struct("!I")
-_PLAIN = (list, tuple, set, frozenset, dict, bytes, complex, range)
-_MUTABLE = (list, set, dict)
 
 
-class Gone(BaseException):
-    """The other process ended or broke the rules. Not an Exception, so that tests that expect one do not catch it."""
+class Rules(NamedTuple):
+    """What an end that does not trust the other one takes from it."""
 
-
-class Unsupported(BaseException):
-    """A value that cannot cross."""
-
-
-class Remote:
-    """An object of the other process. Attributes, calls, items, iteration, length, truth and text are the object's own.
-
-    It is never equal to what lives here, nor can one reckon with both: an object that claims to equal everything would
-    pass every test.
-    """
-
-    __slots__ = ("__weakref__", "_id", "_peer")
-
-    def __init__(self, peer: "Peer", number: int):
-        self._peer, self._id = peer, number
-
-    def __call__(self, *args, **kwargs):
-        """Calls it; arguments of type list, set or dict get back what became of them there."""
-        return self._peer.call(self, args, kwargs)
-
-    def __getattr__(self, name):
-        """Its attribute; names of Python's own protocols are answered here."""
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return self._peer.request("getattr", self, name)
-
-    def __setattr__(self, name, value):
-        """Sets its attribute."""
-        if name in Remote.__slots__:
-            object.__setattr__(self, name, value)
-        else:
-            self._peer.request("setattr", self, name, value)
-
-    def __next__(self):
-        """Its next item."""
-        ended, value = self._peer.request("next", self)
-        if ended:
-            raise StopIteration
-        return value
-
-    def __instancecheck__(self, instance):
-        """Whether an object of the other process is one of its instances; others are not."""
-        return isinstance(instance, Remote) and bool(self._peer.request("isinstance", instance, self))
-
-    def __hash__(self):
-        """By identity."""
-        return object.__hash__(self)
-
-
-_UNARY = ("iter", "len", "bool", "str", "repr", "int", "float")  # builtins
-_ITEM = ("getitem", "setitem", "delitem")  # of `operator`
-_BINARY = (
-    "eq", "ne", "lt", "le", "gt", "ge", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "and_", "or_", "xor",
-    "matmul",
-)  # fmt: skip
-_OPERATIONS = {name: getattr(builtins, name) for name in (*_UNARY, "getattr", "setattr", "isinstance")}
-_OPERATIONS |= {name: getattr(operator, name) for name in (*_ITEM, *_BINARY)}
-_OPERATIONS["next"] = lambda iterator: next(((False, item) for item in iterator), (True, None))
-
-
-def _forward(name: str):
-    def method(self, *args):
-        return self._peer.request(name, self, *args)
-
-    return method
-
-
-def _forward_among_remotes(name: str):
-    def method(self, other):
-        return self._peer.request(name, self, other) if isinstance(other, Remote) else NotImplemented
-
-    return method
-
-
-for _name in (*_UNARY, *_ITEM):
-    setattr(Remote, f"__{_name}__", _forward(_name))
-for _name in _BINARY:
-    setattr(Remote, f"__{_name.rstrip('_')}__", _forward_among_remotes(_name))
+    in_place: bool  # what became of lists, sets and dicts that were arguments
+    nan: bool  # NaN, which no comparison finds too far from anything
+    operators: bool  # of objects whose class is asked for
 
 
 class Peer:
@@ -108,17 +31,19 @@ class Peer:
 
     Args:
       descriptor: of a stream socket.
-      open_to_all: whether the other end may do anything to objects of this one; else it may only call functions that
-        were given to it as arguments.
+      rules: what to take from the other end, which then may only call functions, and ask iterators for items, that
+        were given to it; None = it may do anything to objects of this end.
     """
 
-    def __init__(self, descriptor: int, open_to_all: bool):
+    def __init__(self, descriptor: int, rules: Rules | None = None):
         self._reader, self._writer = open(descriptor, "rb"), open(descriptor, "wb", closefd=False)
-        self._open_to_all = open_to_all
+        self._rules = rules
         self._mine: dict[int, object] = {}
         self._theirs: weakref.WeakValueDictionary[int, Remote] = weakref.WeakValueDictionary()  # one of each, for `is`
+        self._errors: dict[str, type[Exception]] = {}  # stand for exception classes of the other end
+        self.classes: tuple[type, ...] = ()  # of this end, whose instances stay here
         self.requests = 0  # that this end made
-        self.gone = False
+        self.failure = ""  # why nothing that comes from the other end counts any more
 
     def offer(self, value: object) -> None:
         """Makes a value what `root` of the other end stands for."""
@@ -127,168 +52,185 @@ class Peer:
     @property
     def root(self) -> Remote:
         """What the other end offers."""
-        return Remote(self, 0)
+        return Remote(self, 0, "root")
 
-    def request(self, operation: str, *args):
+    def fail(self, reason: str) -> Failed:
+        """Remembers the reason, whatever becomes of the exception, which the caller raises."""
+        self.failure = self.failure or reason
+        return Failed(self.failure)
+
+    def ask(self, operation: str, *args):
         """The result of an operation on the other end; what it raised is raised here, as a builtin exception."""
-        return self._ask([operation, *map(self._encode, args)])[0]
-
-    def call(self, function: Remote, args: tuple, kwargs: dict):
-        """The result of a call there."""
-        message = [self._encode(function), self._encode(list(args)), self._encode(kwargs)]
-        result, changed = self._ask(["call", *message])
-        for index, value in changed:
-            _replace(args[index], value)
-        return result
+        self.requests += 1
+        self._send([operation, *map(self._pack, args)])
+        while True:
+            kind, *parts = self._receive()
+            if kind == "return":
+                result, changes = self._values(parts, 2)
+                if changes and (self._rules is None or self._rules.in_place):
+                    self._change(args, changes)
+                return result
+            if kind == "raise":
+                raise self._error(*self._values(parts, 4))
+            if kind == "fail":
+                raise self.fail("; ".join(map(str, parts)))
+            self._answer(kind, parts)
 
     def serve(self) -> None:
         """Answers the other end until it goes."""
         while True:
-            self._answer(self._receive())
+            kind, *parts = self._receive()
+            self._answer(kind, parts)
 
-    def _ask(self, message: list) -> tuple:
-        self.requests += 1
-        self._send(message)
-        while True:
-            reply = self._receive()
-            if reply[0] == "return":
-                return self._decode(reply[1]), self._changes(reply[2])
-            if reply[0] == "raise":
-                error = _exception(reply[1], str(reply[2]))
-                error.remote = True
-                raise error
-            self._answer(reply)
-
-    def _answer(self, message: list) -> None:
+    def _answer(self, operation: str, parts: list) -> None:
+        offered, args, held = GIVEN_AWAY if self._rules else OPERATIONS, self._values(parts), {}
         try:
-            operation, *args = message
+            if operation not in offered:
+                raise AttributeError(f"{operation} of what the tests pass")
             if operation == "call":
-                function, values, kwargs = map(self._decode, args)  # of the objects here only one that was given away
-                mutable = [(i, value) for i, value in enumerate(values) if isinstance(value, _MUTABLE)]
-                before = [self._encode(value) for _, value in mutable]
-                result = self._encode(function(*values, **kwargs))
-                after = [[i, self._encode(value)] for i, value in mutable]
-                changed = [pair for pair, former in zip(after, before, strict=True) if pair[1] != former]
-                reply = ["return", result, changed]
-            elif self._open_to_all:
-                reply = ["return", self._encode(_OPERATIONS[operation](*map(self._decode, args))), []]
-            else:
-                raise self._lost("an operation that was not offered")
-        except Gone:
+                held = dict([*enumerate(args[1]), *args[2].items()])
+                held = {key: (value, self._pack(value)) for key, value in held.items() if isinstance(value, MUTABLE)}
+            result = offered[operation](*args)
+        except (Failed, Unsupported):
             raise
         except BaseException as error:  # SystemExit too: what was called does not end the process
-            reply = ["raise", [kind.__name__ for kind in type(error).__mro__], text_of(error)]
+            if self._rules and isinstance(error, AssertionError):
+                self.fail(f"an assertion in a function of the tests: {text_of(error)}")  # the program may catch it
+            reply = ["raise", *self._description(error)]
+        else:
+            try:
+                changes = {key: value for key, (value, packed) in held.items() if self._pack(value) != packed}
+                reply = ["return", self._pack(result), self._pack(changes)]
+            except Exception as error:
+                reply = ["fail", f"what the program returns cannot be copied: {type(error).__name__}"]
         self._send(reply)
 
-    def _changes(self, changes: list) -> list:
-        return [(int(index), self._decode(value)) for index, value in changes]
+    def _change(self, args: tuple, changes: dict) -> None:
+        try:
+            _, positional, named = args
+            for key, value in changes.items():
+                replace((positional if isinstance(key, int) else named)[key], value)
+        except Exception as error:
+            raise self.fail("a message that cannot be read") from error
 
     def _send(self, message: list) -> None:
         data = json.dumps(message).encode()
         if len(data) > MESSAGE_BYTES:
-            raise ValueError(f"a value of more than {MESSAGE_BYTES} bytes")
+            if self._rules:
+                raise Unsupported(f"the tests pass a value of more than {MESSAGE_BYTES} bytes")
+            data = json.dumps(["fail", f"a value of more than {MESSAGE_BYTES} bytes"]).encode()
         try:
             self._writer.write(_LENGTH.pack(len(data)) + data)
             self._writer.flush()
         except OSError as error:
-            raise self._lost("the other process ended") from error
-
-    def _lost(self, reason: str) -> Gone:
-        self.gone = True
-        return Gone(reason)
+            raise self.fail("the other process ended") from error
 
     def _receive(self) -> list:
         try:
             (length,) = _LENGTH.unpack(self._read(_LENGTH.size))
             if length > MESSAGE_BYTES:
-                raise self._lost("a message that is too long")
-            message = json.loads(self._read(length))
-        except (OSError, ValueError, RecursionError) as error:
-            raise self._lost("a message that cannot be read") from error
-        if not isinstance(message, list) or not message:
-            raise self._lost("a message that cannot be read")
+                raise ValueError
+            message = json.loads(self._read(length), parse_constant=self._constant)
+            if not isinstance(message, list) or not isinstance(message[0], str):
+                raise ValueError
+        except Exception as error:  # too deep, too much to hold
+            raise self.fail("a message that cannot be read") from error
         return message
 
     def _read(self, length: int) -> bytes:
         data = self._reader.read(length)
         if len(data) < length:
-            raise self._lost("the other process ended")
+            raise self.fail("the program ended")
         return data
 
-    def _encode(self, value):
-        if value is None or isinstance(value, bool):
-            return value
-        if isinstance(value, int):
-            return int(value) if abs(value) < 2**63 else {"int": hex(int(value))}  # of any size
-        if isinstance(value, float):
-            return float(value)
-        if isinstance(value, str):
-            return str.__str__(value)
+    def _constant(self, name: str) -> float:
+        if name == "NaN" and self._rules and not self._rules.nan:
+            raise self.fail("a number is NaN, of which the tests say nothing")
+        return float(name)
+
+    def _values(self, parts: list, number: int | None = None) -> list:
+        try:
+            values = [unpack(part, self._take) for part in parts]
+            if number not in (None, len(values)):
+                raise ValueError
+            return values
+        except Exception as error:
+            raise self.fail("a message that cannot be read") from error
+
+    def _pack(self, value: object) -> object:
+        return pack(value, self._give, self.classes)
+
+    def _give(self, value: object) -> list:
+        """What stands for an object that stays here."""
         if isinstance(value, Remote):
-            return {"yours": value._id}
-        for kind in _PLAIN:
-            if isinstance(value, kind):
-                return {kind.__name__: self._parts(kind, value)}
-        if not self._open_to_all and not callable(value):
+            return ["yours", value._id]
+        if isinstance(value, type) and value in self._errors.values():
+            return ["yours", value.number]
+        iterates = isinstance(value, Iterator) and not callable(value)
+        iterates = iterates and (self._rules is not None or type(value).__module__ != "solution")
+        if self._rules and not callable(value) and not iterates:
             raise Unsupported(f"the tests pass {type(value).__name__}, which cannot be sent to the program")
         self._mine[id(value)] = value  # kept, so that the number stays its own
-        return {"mine": id(value)}
+        name = str(getattr(value if callable(value) else type(value), "__name__", type(value).__name__))
+        if any(value is kind for kind in self.classes) and issubclass(value, BaseException):
+            return ["error", id(value), name, *_names(value)]
+        asked = isinstance(value, self.classes) or any(value is kind for kind in self.classes)
+        return ["iterator" if iterates else "operand" if asked else "object", id(value), name]
 
-    def _parts(self, kind: type, value):
-        if kind is bytes:
-            return bytes(value).hex()
-        if kind is complex:
-            return [value.real, value.imag]
-        if kind is range:
-            return [self._encode(number) for number in (value.start, value.stop, value.step)]
-        if kind is dict:
-            return [[self._encode(key), self._encode(item)] for key, item in dict.items(value)]
-        return [self._encode(item) for item in kind.__iter__(value)]
+    def _take(self, kind: str, number: int, name: str = "", *names: str) -> object:
+        """The object that was given away, or what stands here for the other end's."""
+        if kind == "yours":
+            return self._mine[number]
+        if kind == "error":
+            body = {"number": number, "__str__": lambda self: self.text, "text": ""}
+            return self._errors.setdefault(name, type(name, (_builtin_error(names),), body))
+        trusted = kind == "operand" and (self._rules is None or self._rules.operators)
+        remote = self._theirs.setdefault(int(number), (Operand if trusted else Remote)(self, int(number), name))
+        return self._items(remote) if kind == "iterator" else remote
 
-    def _decode(self, value):
-        if not isinstance(value, dict):
-            return value
-        ((name, parts),) = value.items()
-        if name == "int":
-            return int(parts, 16)
-        if name == "yours":
-            return self._mine[parts]
-        if name == "mine":
-            return self._theirs.setdefault(int(parts), Remote(self, int(parts)))
-        if name == "bytes":
-            return bytes.fromhex(parts)
-        if name == "complex":
-            return complex(*parts)
-        if name == "range":
-            return range(*map(self._decode, parts))
-        if name == "dict":
-            return {self._decode(key): self._decode(item) for key, item in parts}
-        kinds = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
-        return kinds[name](self._decode(item) for item in parts)
+    def _items(self, iterator: Remote):
+        sent = None
+        while True:
+            ended, item = self.ask("next", iterator, sent)
+            if ended:
+                return
+            sent = yield item
 
-
-def _replace(target, value) -> None:
-    """Makes a mutable argument what it became on the other side."""
-    if isinstance(target, list) and isinstance(value, list):
-        target[:] = value
-    elif isinstance(target, set | dict) and isinstance(value, type(target)):
-        target.clear()
-        target.update(value)
-
-
-def _exception(names: list, text: str) -> BaseException:
-    """The first of an exception's classes that is Python's own. One that would end a loop in silence does not."""
-    for name in names:
-        kind = getattr(builtins, str(name), None)
-        if not (isinstance(kind, type) and issubclass(kind, Exception)):
-            continue
-        if issubclass(kind, StopIteration | StopAsyncIteration):
-            break
+    def _description(self, error: BaseException) -> list:
+        names, text = ["builtins.list", *_names(type(error))], text_of(error)
         try:
-            return kind(text)
-        except TypeError:
-            continue  # UnicodeDecodeError and such want more
-    return RuntimeError(f"{names[0] if names else 'error'}: {text}")
+            _, args, *state = error.__reduce__()
+            return [names, text, self._pack(args), self._pack(state[0] if state else {})]
+        except Exception:
+            return [names, text, self._pack((text,)), self._pack({})]
+
+    def _error(self, names: list, text: str, args: tuple, state: dict) -> BaseException:
+        """The first of an exception's classes that is known here. One that would end a loop in silence does not."""
+        kinds = [self._errors.get(str(name)) or _builtin_error([name]) for name in names]
+        for kind in filter(None, kinds):
+            if issubclass(kind, StopIteration | StopAsyncIteration):
+                break
+            for arguments in (args, (text,)):
+                try:
+                    error = kind(*arguments)
+                except TypeError:
+                    continue  # UnicodeDecodeError and such want more
+                vars(error).update(state, text=text, remote=True)
+                if arguments is not args or text_of(error) == text:
+                    return error
+        error = RuntimeError(f"{names[0] if names else 'error'}: {text}")
+        error.remote = True
+        return error
+
+
+def _builtin_error(names: Sequence[str]) -> type[Exception] | None:
+    """The first of the names that is one of Python's own exceptions, which do not end a process."""
+    kinds = (getattr(builtins, str(name), None) for name in names)
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, Exception)), None)
+
+
+def _names(kind: type) -> list[str]:
+    return [base.__name__ for base in kind.__mro__]
 
 
 def text_of(error: BaseException) -> str:

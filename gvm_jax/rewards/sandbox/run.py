@@ -12,6 +12,8 @@ import tempfile
 import time
 from typing import NamedTuple
 
+from gvm_jax.rewards.sandbox.reading import Tests
+
 FOLDER_BYTES = 64 * 2**20  # of all files of a program
 FOLDER_FILES = 1000
 _LOOK_SECONDS = 0.05  # how often the folder is measured
@@ -30,13 +32,12 @@ class Outcome(NamedTuple):
     reason: str  # for a person; "" where it passed
 
 
-def run(program: str, tests: str, names: list[str], root: str, seconds: float, memory_bytes: int) -> Outcome:
+def run(program: str, tests: Tests, root: str, seconds: float, memory_bytes: int) -> Outcome:
     """Whether the tests pass.
 
     Args:
       program: text of a Python module.
-      tests: text of another one, that ends without an exception if the program is right.
-      names: what of the program the tests may see.
+      tests: they end without an exception if the program is right.
       root: folder to make the program's own in; that one is removed in the end.
       seconds: for both to start and to end.
       memory_bytes: of each of the two.
@@ -68,7 +69,7 @@ def run(program: str, tests: str, names: list[str], root: str, seconds: float, m
             channel.close()
             os.close(report)
         _give(children[0], {"program": program})
-        _give(children[1], {"tests": tests, "names": names})
+        _give(children[1], tests._asdict())
         return _wait([reader for reader, _ in reports], folder, deadline, children)
     finally:
         for child in children:

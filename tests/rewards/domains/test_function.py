@@ -107,8 +107,10 @@ def test_grades(literal, returned, score, status):
         ("[(1.0, 'wrong')]", "'correct' goes with a score above 0"),
         ("[(0.0, 'correct')]", "'correct' goes with a score above 0"),
         ("[(-1.0, 'error')]", "'error' go with 0"),
-        ("1 / 0", "ZeroDivisionError"),
-        ("os._exit(1)", ""),
+        ("None", "own_rewards:literal returned None, not a sequence"),
+        ("(float(text) for text in texts)", "own_rewards:literal raised ValueError: could not convert line 1"),
+        ("1 / 0", "own_rewards:literal raised ZeroDivisionError: division by zero (<string>, line 1)"),
+        ("os._exit(1)", "the verifier's process died"),
         ("bytes(2**31)", "MemoryError"),
     ],
 )
@@ -126,7 +128,7 @@ def test_a_function_that_hangs_is_a_timeout(literal):
 
 def test_errors_above_the_rate_stop_the_run_and_say_why(here):
     with make_grader("own_rewards:literal", max_failure_rate=0.4) as grader:
-        with pytest.raises(VerifierFailure, match=r"own_rewards:literal returned 2; a score"):
+        with pytest.raises(VerifierFailure, match=r"own_rewards:literal returned the grade 2; a score"):
             grader.grade(["a", "b"], ["[2]", "[1]"])
 
 

@@ -12,8 +12,8 @@ import time
 import psutil
 import pytest
 
-from gvm_jax.rewards.domains.python_tests import needs_of
 from gvm_jax.rewards.sandbox import run as run_module
+from gvm_jax.rewards.sandbox.reading import read
 from gvm_jax.rewards.sandbox.run import Unprotected, run
 from tests.test_train import ROOT
 
@@ -49,7 +49,7 @@ def sessions() -> set[int]:
 
 
 def outcome(root, program, tests, seconds=10.0):
-    return run(program, tests, needs_of(tests).names, str(root), seconds, MEMORY_BYTES)
+    return run(program, read(tests), str(root), seconds, MEMORY_BYTES)
 
 
 RIGHT = [
@@ -324,8 +324,9 @@ def test_a_lost_parent_takes_its_children_along(tmp_path):
     source = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
+from gvm_jax.rewards.sandbox.reading import read
 from gvm_jax.rewards.sandbox.run import run
-run("open('a', 'w').close()\\nwhile True: pass", "f(1)", ["f"], {str(tmp_path)!r}, 60.0, 2**28)
+run("open('a', 'w').close()\\nwhile True: pass", read("f(1)"), {str(tmp_path)!r}, 60.0, 2**28)
 """
     before = sessions()
     parent = subprocess.Popen([sys.executable, "-c", source])
@@ -344,16 +345,16 @@ run("open('a', 'w').close()\\nwhile True: pass", "f(1)", ["f"], {str(tmp_path)!r
 @pytest.mark.parametrize(("missing", "words"), [("Landlock", "landlock among"), ("seccomp", "CONFIG_SECCOMP_FILTER")])
 def test_a_missing_protection_is_an_error_with_its_remedy(root, tmp_path, monkeypatch, missing, words):
     folder = pathlib.Path(run_module.__file__).parent
-    for name in ("child.py", "peer.py", "confine.py"):
-        text = (folder / name).read_text()
-        if name == "confine.py":  # asks for calls that this kernel does not have either
+    for file in folder.glob("*.py"):
+        text = file.read_text()
+        if file.name == "confine.py":  # asks for calls that this kernel does not have either
             number = {
                 "Landlock": ("= 444, 445, 446", "= 9999, 9999, 9999"),
                 "seccomp": ("libc.prctl, 22,", "libc.prctl, 9999,"),
             }
             assert number[missing][0] in text
             text = text.replace(*number[missing])
-        (tmp_path / name).write_text(text)
+        (tmp_path / file.name).write_text(text)
     monkeypatch.setattr(run_module, "_CHILD", tmp_path / "child.py")
     with pytest.raises(Unprotected, match=f"{missing} is not available here .*{words}"):
         outcome(root, "def f(x): return x", "assert f(1) == 1")
