@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from gvm_jax import command
 from gvm_jax.config import ConfigError, from_json
 from gvm_jax.data import find_endings, load_tokenizer
-from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
+from gvm_jax.models.config import ADAPTER, ModelError, Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
 from gvm_jax.runtime.checkpoint import restore_subtree
@@ -55,6 +55,8 @@ def _check_out(out: pathlib.Path) -> None:
         models = not held.exists() or "model_type" in json.loads(held.read_text(encoding="utf-8"))
     except ValueError:
         models = False
+    if (out / ADAPTER).exists():
+        raise ModelError(f"--out={out} holds an {ADAPTER}, which would be applied to the model; name another folder")
     if not models:
         raise ModelError(f"--out={out} holds a config.json that is no model's, perhaps a run's; name another folder")
 

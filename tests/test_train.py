@@ -172,6 +172,10 @@ def test_an_export_overwrites_nothing_but_a_model(finished, tmp_path, held):
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match=r"--out=.*file is a file"):
         convert(finished, tmp_path / "file", "bfloat16")
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora/adapter_config.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"holds an adapter_config.json, which would be applied to the model"):
+        convert(finished, tmp_path / "lora", "bfloat16")
 
 
 def test_an_exported_policy_is_the_same_in_transformers(finished, tmp_path):

@@ -3,11 +3,27 @@
 import dataclasses
 import functools
 import json
+import math
 import operator
+import os
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from gvm_jax.errors import InputError
+
+if TYPE_CHECKING:
+    import transformers
+
+ADAPTER = "adapter_config.json"
+_NO_ADAPTERS = (
+    f"holds an adapter ({ADAPTER}), which is not read; merge it into its base model (merge_and_unload of peft) and "
+    "give the folder of the merged model"
+)
+# What of a network has no default.
+_SIZES = (
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
+)  # fmt: skip
 
 
 class ModelError(InputError):
@@ -34,47 +50,57 @@ class Qwen2Config:
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> "Qwen2Config":
-        """Read `folder/config.json`; ModelError for anything that is not a plain Qwen2 network."""
+        """Read `folder/config.json` as transformers does: its defaults, and its choice between fields that disagree.
+
+        Raises:
+          ModelError: the file is no JSON object, or describes anything but a plain Qwen2 network in floats.
+        """
         path = folder / "config.json"
+        if (folder / ADAPTER).is_file():  # transformers would load another folder's weights, which it names
+            raise ModelError(f"{folder} {_NO_ADAPTERS}")
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise ModelError(f"{path} cannot be read as JSON ({error}); copy the model folder again") from error
         if not isinstance(raw, dict):
             raise ModelError(f"{path} holds no JSON object; copy the model folder again")
-        rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}  # transformers 5 / 4
-        expected = {
-            "model_type": ("qwen2", raw.get("model_type")),
-            "hidden_act": ("silu", raw.get("hidden_act", "silu")),
-            "use_sliding_window": (False, raw.get("use_sliding_window", False)),
-            "rope_type": ("default", rope.get("rope_type", rope.get("type", "default"))),
-        }
-        for field, (allowed, found) in expected.items():
-            if found != allowed:
-                raise ModelError(f"{path}: {field} is {found!r}, only {allowed!r} is supported; use a Qwen2.5 model")
-        defaults = {
-            "num_key_value_heads": raw.get("num_attention_heads"),
-            "rope_theta": rope.get("rope_theta", 10_000.0),
-            "rms_norm_eps": 1e-6,
-            "tie_word_embeddings": False,
-            "max_position_embeddings": cls.max_position_embeddings,
-        }
-        values = {**defaults, **{name: value for name, value in raw.items() if value is not None}}
-        if "head_dim" not in values and isinstance(values.get("hidden_size"), int):
-            heads = values.get("num_attention_heads")
-            if not isinstance(heads, int) or heads < 1 or values["hidden_size"] % heads:
-                raise ModelError(f"{path}: num_attention_heads is {heads!r}; it must divide hidden_size")
-            values["head_dim"] = values["hidden_size"] // heads
-        types = {"int": int, "float": (int, float), "bool": bool}
-        fields = [field for field in dataclasses.fields(cls) if field.name != "masked_ids"]
-        for field in fields:
-            value, wanted = values.get(field.name), field.type.__name__
-            right = isinstance(value, types[wanted]) and (wanted == "bool" or (value is not True and value > 0))
-            if not right:
-                raise ModelError(
-                    f"{path}: {field.name} is {value!r}; it must be a {wanted}{' above 0' * (wanted != 'bool')}"
-                )
-        config = cls(**{field.name: values[field.name] for field in fields})
+        _expect(path, "model_type", "qwen2", raw.get("model_type"))
+        # transformers would take those of a 7B model.
+        if missing := [name for name in _SIZES if name not in raw]:
+            raise ModelError(f"{path} has no {', '.join(missing)}; copy the model folder again")
+        for field, plain in {"quantization_config": None, "per_layer_config": None, "is_causal": True}.items():
+            _expect(path, field, plain, raw.get(field, plain))
+
+        read = _as_transformers(path, raw)
+        rope = read.rope_parameters
+        _expect(path, "hidden_act", "silu", {"swish": "silu"}.get(read.hidden_act, read.hidden_act))
+        _expect(
+            path, "layer_types (or use_sliding_window)", "full_attention", " and ".join(sorted({*read.layer_types}))
+        )
+        _expect(path, "rope_type", "default", rope.get("rope_type"))
+        _expect(path, "partial_rotary_factor", 1, rope.get("partial_rotary_factor", 1))
+        head_dim = getattr(read, "head_dim", None)
+        if head_dim is None and read.num_attention_heads > 0:
+            head_dim = read.hidden_size // read.num_attention_heads
+        config = cls(
+            vocab_size=read.vocab_size,
+            hidden_size=read.hidden_size,
+            intermediate_size=read.intermediate_size,
+            num_hidden_layers=read.num_hidden_layers,
+            num_attention_heads=read.num_attention_heads,
+            num_key_value_heads=read.num_key_value_heads,
+            head_dim=head_dim,
+            rope_theta=rope.get("rope_theta"),
+            rms_norm_eps=read.rms_norm_eps,
+            tie_word_embeddings=read.tie_word_embeddings,
+            max_position_embeddings=read.max_position_embeddings,
+        )
+        for field in dataclasses.fields(cls):
+            value = getattr(config, field.name)
+            if field.type in (int, float) and not (type(value) in (int, field.type) and 0 < value < math.inf):
+                raise ModelError(f"{path}: {field.name} is {value!r}; it must be a {field.type.__name__} above 0")
+        if config.head_dim % 2:
+            raise ModelError(f"{path}: head_dim is {config.head_dim}; it must be even, since RoPE turns pairs")
         if config.num_attention_heads % config.num_key_value_heads:
             raise ModelError(
                 f"{path}: num_key_value_heads is {config.num_key_value_heads}; it must divide num_attention_heads = "
@@ -86,6 +112,24 @@ class Qwen2Config:
 def in_ranges(ids, ranges: Sequence[range]):
     """Which of the ids (an array of any kind) are in one of the ranges."""
     return functools.reduce(operator.or_, ((ids >= r.start) & (ids < r.stop) for r in ranges), ids < 0)
+
+
+def _expect(path: pathlib.Path, field: str, allowed: Any, found: Any) -> None:
+    if found != allowed:
+        raise ModelError(f"{path}: {field} is {found!r}, only {allowed!r} is supported; use a plain Qwen2.5 model")
+
+
+def _as_transformers(path: pathlib.Path, raw: dict[str, Any]) -> "transformers.Qwen2Config":
+    """What transformers reads from a config.json of model_type qwen2."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch, which it misses, is not needed here
+    import transformers
+
+    # The weights' own type counts; and where PyTorch is there, transformers would import it for these.
+    fields = {name: value for name, value in raw.items() if name not in ("dtype", "torch_dtype")}
+    try:
+        return transformers.Qwen2Config.from_dict(fields)
+    except Exception as error:  # of types from everywhere: fields are whatever somebody wrote
+        raise ModelError(f"{path} is no config that transformers reads: {' '.join(str(error).split())}") from error
 
 
 def model_folder(path: str, weights: bool = True) -> pathlib.Path:
@@ -101,6 +145,8 @@ def model_folder(path: str, weights: bool = True) -> pathlib.Path:
     folder = pathlib.Path(path).expanduser()
     if (folder / "config.json").is_file():
         return folder
+    if (folder / ADAPTER).is_file():
+        raise ModelError(f"model.path={path!r} {_NO_ADAPTERS}")
     if folder.exists() or path.startswith(("/", ".", "~")) or path.count("/") != 1:
         raise ModelError(
             f"model.path={path!r} is not a folder with a config.json; give a Hugging Face model folder "

@@ -1,7 +1,8 @@
 """Hugging Face safetensors in and out of the parameters, exactly.
 
-One table says which checkpoint tensor is which parameter; reading and writing both follow it. Every name and shape is
-checked before anything is loaded: a missing, unmapped or duplicate tensor is an error, never skipped.
+One table says which checkpoint tensor is which parameter; reading and writing both follow it. Of several files
+those are read that transformers would read. Every name, shape and type is checked before anything is loaded: a missing,
+unmapped or duplicate tensor is an error, never skipped, but for rotary frequencies, which are computed.
 """
 
 import json
@@ -14,6 +15,7 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
+from absl import logging
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -39,6 +41,8 @@ DTYPES = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
     "float16": np.dtype(np.float16),
 }
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+FLOATS = ("F64", "F32", "F16", "BF16")  # the types that weights are read from, under safetensors' names
 MAX_SHARD_BYTES = 5 * 10**9  # as Hugging Face shards
 
 
@@ -46,18 +50,24 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
     """The folder's weights as parameters of `dtype`, placed by `shardings` one parameter at a time.
 
     Raises:
-      ModelError: no, truncated or inconsistent safetensors files, or tensors that are not this network's.
+      ModelError: no, truncated or inconsistent safetensors files, tensors that are not this network's, no floats, or
+        not finite.
     """
-    files = check_weights(model, folder)
+    tensors = _open_tensors(folder)
+    _check_tensors(model, folder, tensors)
 
     def load(path, abstract, sharding=None):
         key = _dotted(path)
-        stacked = key.startswith("layers.")
-        parts = []
-        for name in _names(model.config, key):
-            tensor = files[name].get_tensor(name)
-            parts.append((tensor.T if _is_linear(key) else tensor).reshape(abstract.shape[stacked:]))
-        value = (np.stack(parts) if stacked else parts[0]).astype(dtype)
+        value = np.empty(abstract.shape, dtype)
+        for part, name in zip(value if key.startswith("layers.") else [value], _names(model.config, key), strict=True):
+            tensor = tensors[name][:]
+            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told of below
+                part[...] = (tensor.T if _is_linear(key) else tensor).reshape(part.shape)
+            if not (finite := np.isfinite(part)).all():
+                raise ModelError(
+                    f"{folder}: {name} has {(~finite).sum()} of {part.size} values that are NaN or infinite; the "
+                    "weights are damaged: copy the folder again, or export the model again"
+                )
         return jax.device_put(value) if sharding is None else put(value, sharding)
 
     trees = (model.abstract_params,) if shardings is None else (model.abstract_params, shardings)
@@ -65,18 +75,34 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
 
 
 def check_weights(model: Model, folder: pathlib.Path) -> dict[str, Any]:
-    """Check names and shapes by the files' headers alone; returns checkpoint name -> open file.
+    """Check names, shapes and types by the files' headers alone; log which is read of a whole file and shards.
+
+    Returns:
+      Checkpoint name -> the tensor in its open file, which `[:]` reads.
 
     Raises:
-      ModelError: as `load_params`.
+      ModelError: as `load_params`, but for values.
     """
-    files = _open_tensors(folder)
-    _check_tensors(model, folder, files)
-    return files
+    tensors = _open_tensors(folder)
+    _check_tensors(model, folder, tensors)
+    if (folder / SINGLE).is_file() and (folder / INDEX).exists():
+        logging.warning("%s is read, as transformers does; %s is not", folder / SINGLE, INDEX)
+    return tensors
 
 
 def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, source: pathlib.Path) -> None:
-    """Write a Hugging Face folder: weights of `dtype`, and config and tokenizer files copied from `source`."""
+    """Write a Hugging Face folder: weights of `dtype`, and config and tokenizer files copied from `source`.
+
+    Raises:
+      ModelError: a weight is not finite in that type; nothing is written.
+    """
+    tensors = dict(_checkpoint_tensors(model, params, DTYPES[dtype]))
+    for name, value in tensors.items():
+        if not np.isfinite(value).all():
+            raise ModelError(
+                f"{name} has values that are NaN, infinite or beyond {dtype}; bfloat16 and float32 reach further than "
+                "float16, and an earlier checkpoint may still be finite"
+            )
     folder.mkdir(parents=True, exist_ok=True)
     for file in sorted(source.iterdir()):
         if file.suffix in (".json", ".txt", ".jinja") and not file.name.endswith(".index.json"):
@@ -89,7 +115,6 @@ def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, 
     config.pop("torch_dtype", None)
     config_path.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
-    tensors = dict(_checkpoint_tensors(model, params, DTYPES[dtype]))
     shards, size = [{}], 0
     for name, value in tensors.items():
         if size + value.nbytes > MAX_SHARD_BYTES and shards[-1]:
@@ -98,7 +123,7 @@ def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, 
         shards[-1][name] = value
         size += value.nbytes
     if len(shards) == 1:
-        _write(shards[0], folder / "model.safetensors")
+        _write(shards[0], folder / SINGLE)
         return
     weight_map = {}
     for i, shard in enumerate(shards, 1):
@@ -107,7 +132,7 @@ def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, 
         weight_map.update(dict.fromkeys(shard, file))
     total = sum(value.nbytes for value in tensors.values())
     index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _write(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
@@ -118,7 +143,8 @@ def _write(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
 def _checkpoint_tensors(model: Model, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     for path, value in jax.tree_util.tree_leaves_with_path(params):
         key = _dotted(path)
-        value = np.asarray(jax.device_get(value)).astype(dtype)
+        with np.errstate(over="ignore"):  # the caller checks
+            value = np.asarray(jax.device_get(value)).astype(dtype)
         layers = value if key.startswith("layers.") else value[None]
         for name, part in zip(_names(model.config, key), layers, strict=True):
             shape = _checkpoint_shape(key, part.shape)
@@ -156,21 +182,12 @@ def _checkpoint_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
-    """Checkpoint name -> the open safetensors file that holds it."""
-    index = folder / "model.safetensors.index.json"
-    indexed = None
-    if index.is_file():
-        try:
-            indexed = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise ModelError(f"{index} has no weight_map ({error!r}); download the folder again") from error
-        files = [folder / file for file in sorted(set(indexed.values()))]
-    else:
-        files = [folder / "model.safetensors"]
+    """Checkpoint name -> the tensor in its open safetensors file, of the files that transformers would read."""
+    single, index = folder / SINGLE, folder / INDEX
     tensors: dict[str, Any] = {}
-    for file in files:
+    for file in [single] if single.is_file() else _shards(index):
         if not file.is_file():
-            raise ModelError(f"{file} is missing; download the model folder again (only safetensors are read)")
+            raise ModelError(f"{file} is missing; download the model folder again")
         try:
             handle = safe_open(file, framework="numpy")
         except (SafetensorError, OSError) as error:
@@ -178,32 +195,65 @@ def _open_tensors(folder: pathlib.Path) -> dict[str, Any]:
         for name in handle.keys():
             if name in tensors:
                 raise ModelError(f"{file}: tensor {name} is in another shard too; download the folder again")
-            tensors[name] = handle
-    if indexed is not None and set(indexed) != set(tensors):
-        odd = sorted(set(indexed) ^ set(tensors))
-        raise ModelError(f"{index} and the shards disagree on {_few(odd)}; download the folder again")
+            tensors[name] = handle.get_slice(name)
     return tensors
 
 
-def _check_tensors(model: Model, folder: pathlib.Path, files: dict[str, Any]) -> None:
-    found = dict(files)
-    if model.config.tie_word_embeddings and "lm_head.weight" in found:  # some tools write the tied matrix twice
-        head, embedding = (found[name].get_tensor(name) for name in (TOP["lm_head.kernel"], TOP["embed_tokens.kernel"]))
-        if not np.array_equal(head, embedding):
-            raise ModelError(f"{folder}: tie_word_embeddings is true, yet lm_head.weight differs from embed_tokens")
-        del found["lm_head.weight"]
+def _shards(index: pathlib.Path) -> list[pathlib.Path]:
+    """The files that the index names; their own headers say what each holds."""
+    folder = index.parent
+    if not index.is_file():
+        formats = (".bin", ".gguf", ".pt", ".pth", ".safetensors")
+        found = ", ".join(sorted(file.name for file in folder.iterdir() if file.suffix in formats))
+        raise ModelError(
+            f"{folder} has no {SINGLE} and no {INDEX} (weights found: {found or 'none'}); "
+            "download them, or save the model with save_pretrained of transformers"
+        )
+    try:
+        files = sorted({folder / file for file in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ModelError(
+            f"{index} has no weight_map from tensors to files ({error!r}); download the folder again"
+        ) from error
+    return files
+
+
+def _check_tensors(model: Model, folder: pathlib.Path, tensors: dict[str, Any]) -> None:
+    for name in [name for name in tensors if name.endswith("rotary_emb.inv_freq")]:
+        del tensors[name]  # old tools write the rotary frequencies, which config.json determines
+    for name, tensor in tensors.items():
+        if (dtype := tensor.get_dtype()) not in FLOATS:
+            raise ModelError(
+                f"{folder}: {name} is of type {dtype}, which quantized weights are; only {', '.join(FLOATS)} are read: "
+                "give the folder of the unquantized model"
+            )
+    if model.config.tie_word_embeddings and TOP["lm_head.kernel"] in tensors:
+        _tie(folder, tensors)
     wanted = {}
     for path, abstract in jax.tree_util.tree_leaves_with_path(model.abstract_params):
         key = _dotted(path)
         shape = _checkpoint_shape(key, abstract.shape[key.startswith("layers.") :])
         wanted.update(dict.fromkeys(_names(model.config, key), shape))
-    if missing := sorted(set(wanted) - set(found)):
-        raise ModelError(f"{folder}: missing tensors {_few(missing)}; is it the model that config.json describes?")
-    if unmapped := sorted(set(found) - set(wanted)):
-        raise ModelError(f"{folder}: tensors that a Qwen2 network does not have: {_few(unmapped)}")
+    missing, unmapped = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
+    problems = [f"missing tensors {_few(missing)}"] if missing else []
+    problems += [f"tensors that a Qwen2 network does not have: {_few(unmapped)}"] if unmapped else []
+    if problems:
+        raise ModelError(f"{folder}: {'; '.join(problems)}; is it the model that config.json describes?")
     for name, shape in wanted.items():
-        if (actual := tuple(found[name].get_slice(name).get_shape())) != shape:
+        if (actual := tuple(tensors[name].get_shape())) != shape:
             raise ModelError(f"{folder}: {name} has shape {actual}, config.json asks for {shape}")
+
+
+def _tie(folder: pathlib.Path, tensors: dict[str, Any]) -> None:
+    """Leaves one of the two names of a tied matrix: some tools write both, some the head's alone."""
+    embedding, head = TOP["embed_tokens.kernel"], TOP["lm_head.kernel"]
+    written = tensors.pop(head)
+    first = tensors.setdefault(embedding, written)
+    if first is not written and not np.array_equal(first[:], written[:], equal_nan=True):
+        raise ModelError(
+            f"{folder}: tie_word_embeddings is true, yet {head} differs from {embedding}; set it to false in "
+            f"config.json to use both, or remove {head}"
+        )
 
 
 def _few(names: list[str]) -> str:

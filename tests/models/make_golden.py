@@ -1,11 +1,13 @@
 """Make the golden files of test_parity.py with transformers' Qwen2 in float32 (needs torch).
 
 python tests/models/make_golden.py                   # golden/tiny_untied/: a random tiny model and its logits
+python -m tests.models.make_golden --odd             # golden/odd_folders.npz: logits of odd_folders.py's folders
 python tests/models/make_golden.py --model FOLDER    # golden/qwen25_0p5b.npz: the Qwen2.5-Coder-0.5B-Instruct
 """
 
 import argparse
 import pathlib
+import tempfile
 
 import numpy as np
 import torch
@@ -41,6 +43,20 @@ def make_tiny() -> None:
     np.savez_compressed(folder / "golden.npz", tokens=tokens.numpy().astype(np.int32), logits=logits.numpy())
 
 
+def make_odd() -> None:
+    """Logits of the last tokens of a sequence, of every folder that transformers loads, in float32."""
+    from tests.models import odd_folders
+
+    tokens = torch.arange(24)[None]
+    logits = {}
+    with tempfile.TemporaryDirectory() as temporary, torch.no_grad():
+        for i, (name, change) in enumerate(odd_folders.LOADED.items()):
+            folder = odd_folders.make(pathlib.Path(temporary) / str(i), change)
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            logits[name] = model(tokens).logits[0, -2:].numpy()
+    np.savez_compressed(GOLDEN / "odd_folders.npz", **logits)
+
+
 def make_real(folder: str) -> None:
     """Logits at every position of one prompt, and 64 greedy tokens after each of five."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -66,5 +82,9 @@ def make_real(folder: str) -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="folder of Qwen2.5-Coder-0.5B-Instruct; default: the random tiny model")
+    parser.add_argument("--odd", action="store_true", help="the folders of odd_folders.py")
     arguments = parser.parse_args()
-    make_real(arguments.model) if arguments.model else make_tiny()
+    if arguments.odd:
+        make_odd()
+    else:
+        make_real(arguments.model) if arguments.model else make_tiny()

@@ -11,7 +11,6 @@ from safetensors.numpy import load_file, save_file
 
 from gvm_jax.models import weights
 from gvm_jax.models.config import ModelError, Qwen2Config, model_folder
-from gvm_jax.models.qwen2 import Model
 
 
 def copy_of(folder, to):
@@ -36,14 +35,6 @@ def test_sharded_index_round_trip(tiny, tmp_path, monkeypatch):
     weights.save_params(model, params, tmp_path, "float32", folder)
     assert len(list(tmp_path.glob("model-*-of-*.safetensors"))) >= 3
     jax.tree.map(np.testing.assert_array_equal, params, weights.load_params(model, tmp_path))
-    first = sorted(tmp_path.glob("model-*.safetensors"))[0]
-    second = sorted(tmp_path.glob("model-*.safetensors"))[1]
-    save_file({**load_file(second), **dict([next(iter(load_file(first).items()))])}, second)
-    with pytest.raises(ModelError, match="is in another shard too"):
-        weights.load_params(model, tmp_path)
-    second.unlink()
-    with pytest.raises(ModelError, match="is missing"):
-        weights.load_params(model, tmp_path)
 
 
 def test_a_second_export_replaces_the_first(tiny, tmp_path, monkeypatch):
@@ -71,42 +62,34 @@ def test_tensors_that_do_not_fit_are_named(tiny, tmp_path):
             weights.load_params(model, to)
 
 
-def test_truncated_or_absent_file_is_an_error(tiny, tmp_path):
+def test_a_truncated_file_is_an_error(tiny, tmp_path):
     model, _, folder = tiny
     to, _ = copy_of(folder, tmp_path / "m")
     file = to / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1000])
     with pytest.raises(ModelError, match="not a whole safetensors file"):
         weights.load_params(model, to)
-    file.unlink()
-    with pytest.raises(ModelError, match="is missing"):
-        weights.load_params(model, to)
 
 
-def test_tied_head_written_twice_must_agree(tiny, tmp_path):
-    _, _, folder = tiny
-    to, tensors = copy_of(folder, tmp_path / "m")
-    config = json.loads((to / "config.json").read_text())
-    (to / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-    model = Model(Qwen2Config.from_folder(to))
-    with pytest.raises(ModelError, match="differs from embed_tokens"):
-        weights.load_params(model, to)
-    save_file({**tensors, "lm_head.weight": tensors["model.embed_tokens.weight"]}, to / "model.safetensors")
-    assert "lm_head" not in weights.load_params(model, to)
+@pytest.mark.parametrize(("value", "dtype"), [(7e4, "float16"), (np.nan, "bfloat16"), (-np.inf, "float32")])
+def test_values_that_a_type_does_not_hold_are_not_written(tiny, tmp_path, value, dtype):
+    model, params, folder = tiny
+    broken = {**params, "norm": {"scale": params["norm"]["scale"].at[3].set(value)}}
+    with pytest.raises(ModelError, match=rf"model\.norm\.weight has values that are NaN, infinite or beyond {dtype}"):
+        weights.save_params(model, broken, tmp_path / "out", dtype, folder)
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"model_type": "llama"}, "model_type is 'llama'"),
-        ({"use_sliding_window": True}, "use_sliding_window is True"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type is 'yarn'"),
-        ({"vocab_size": None}, "vocab_size is None"),
+        ({"vocab_size": None}, "'vocab_size' expected int, got NoneType"),
         ({"rope_parameters": {"rope_theta": "1e6"}}, "rope_theta is '1e6'"),
-        ({"tie_word_embeddings": "false"}, "tie_word_embeddings is 'false'; it must be a bool"),
+        ({"tie_word_embeddings": "false"}, "'tie_word_embeddings' expected bool, got str"),
         ({"num_key_value_heads": 3}, "num_key_value_heads is 3; it must divide"),
-        ({"num_attention_heads": None, "head_dim": None}, "num_attention_heads is None"),
+        ({"num_attention_heads": None, "head_dim": None}, "'num_attention_heads' expected int"),
     ],
 )
 def test_other_networks_are_refused(tiny, tmp_path, change, message):
