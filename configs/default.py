@@ -1,7 +1,7 @@
 """Every field of a run with its meaning and default; the other files in this folder change some of them.
 
 Override a field on the command line as `--config.section.field=value`. Unknown fields are refused and values are
-checked before any device is touched (`gvm_jax/config.py`).
+checked before any device is touched (`gvm_jax/config.py`, which says too which fields may change on resume).
 """
 
 import difflib

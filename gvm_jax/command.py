@@ -29,6 +29,7 @@ from ml_collections import ConfigDict, config_flags
 
 from gvm_jax.config import RULES, ConfigError, hint
 from gvm_jax.errors import InputError
+from gvm_jax.runtime.workdir import workdir_path
 
 REFUSED = 2  # exit code
 INTERRUPTED = 130  # likewise, as shells have it
@@ -113,8 +114,13 @@ def given_workdir() -> str | None:
 
 
 def workdir(prefix: str = "") -> str:
-    """--workdir, or runs/ with the prefix and the config's name."""
-    return _WORKDIR.value or f"runs/{prefix}{config_name()}"
+    """--workdir, or runs/ with the prefix and the config's name. Ends the command where it can be none."""
+    found = _WORKDIR.value or f"runs/{prefix}{config_name()}"
+    try:
+        workdir_path(found)
+    except ConfigError as error:
+        fail(str(error))
+    return found
 
 
 def help_text(main: Callable[[], None], required: Sequence[str]) -> str:

@@ -25,8 +25,9 @@ from gvm_jax.lab.comparison import read_curve, steps_done
 from gvm_jax.lab.variants import CONFOUNDS, Variant, plan
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.compilation_cache import keep_programs
+from gvm_jax.runtime.owner import Owner
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
-from gvm_jax.runtime.workdir import claim_workdir
+from gvm_jax.runtime.workdir import check_workdir
 from gvm_jax.train import train
 
 _STRATEGIES = flags.DEFINE_list(
@@ -75,7 +76,7 @@ def make_jobs(config: ConfigDict, variants: Sequence[Variant], seeds: int, workd
                 f"{job.folder}: has {done} steps, more than steps = {job.config.steps}; use another --workdir"
             )
         if (job.folder / "config.json").exists():
-            claim_workdir(job.folder, job.config)
+            check_workdir(job.folder, job.config)
     return jobs
 
 
@@ -143,11 +144,13 @@ def main() -> None:
         write_report = functools.partial(report, jobs, variants, name, workdir, _TARGET.value)
         keep_programs()
         stopped = None
-        try:
-            train_all(jobs, train, after_run=write_report)
-        except Preempted as request:
-            stopped = request
-        tables = write_report()
+        with Owner(workdir) as owner:
+            owner.take()
+            try:
+                train_all(jobs, train, after_run=write_report)
+            except Preempted as request:
+                stopped = request
+            tables = write_report()
     if tables:
         print(f"\n{tables}\n\nreport      {workdir / 'comparison.md'}, .json and {workdir / 'plots'}")
     if stopped:

@@ -4,6 +4,7 @@
 """
 
 import difflib
+import enum
 import json
 import math
 import re
@@ -20,12 +21,34 @@ class ConfigError(InputError):
     """A config that cannot be run; the message names each field, what it holds and what it may hold."""
 
 
+class OnResume(enum.Enum):
+    """Whether a field may change when a run is resumed, by what it decides."""
+
+    KEPT = "the algorithm"  # may not change
+    FREE = "the run's length, its record and its limits"
+    ROUNDING = "how a step is computed"  # float results may differ in their last bits, and what follows from them
+    CONTENT = "where an input is found"  # what is found there may not change: checkpoints hold its fingerprint
+
+
 class Rule(NamedTuple):
     """What one field may hold, in words and as a test; with choices, the nearest one is named where none is held."""
 
     allowed: str
     holds: Callable[[Any], bool]
     choices: tuple[str, ...] = ()
+    on_resume: OnResume = OnResume.KEPT
+
+
+def _free(rule: Rule) -> Rule:
+    return rule._replace(on_resume=OnResume.FREE)
+
+
+def _rounding(rule: Rule) -> Rule:
+    return rule._replace(on_resume=OnResume.ROUNDING)
+
+
+def _content(rule: Rule) -> Rule:
+    return rule._replace(on_resume=OnResume.CONTENT)
 
 
 def _integer(at_least: int, at_most: float = math.inf) -> Rule:
@@ -75,58 +98,61 @@ _MESH_AXIS = Rule(
     lambda value: type(value) is int and (value == -1 or value >= 1),
 )
 
+# A field is the algorithm's, so kept on resume, unless it is marked.
 RULES: dict[str, Rule] = {
     "seed": _integer(at_least=0, at_most=2**32 - 1),
-    "steps": _integer(at_least=1),
+    "steps": _free(_integer(at_least=1)),
     "prompts_per_step": _integer(at_least=1),
     "rollouts_per_step": _integer(at_least=1),
-    "model.path": _text("a Hugging Face folder or hub name of a Qwen2.5 model"),
+    "model.path": _content(_text("a Hugging Face folder or hub name of a Qwen2.5 model")),
     "model.compute_dtype": _choice("auto", "bfloat16", "float32"),
-    "model.remat": _choice("full", "dots", "none"),
-    "model.attention": _choice("auto", "xla", "splash", "cudnn"),
-    "data.path": _text(_DATA_SET),
-    "data.subset": _ANY_TEXT,
-    "data.split": _ANY_TEXT,
-    "data.problem_column": _ANY_TEXT,
-    "data.answer_column": _ANY_TEXT,
-    "data.answer_from": _choice("", "column", "list", "boxed"),
-    "data.answer_after": _ANY_TEXT,
-    "data.bad_rows": _choice("drop", "error"),
-    "data.exclude": Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets),
+    "model.remat": _rounding(_choice("full", "dots", "none")),
+    "model.attention": _rounding(_choice("auto", "xla", "splash", "cudnn")),
+    "data.path": _content(_text(_DATA_SET)),
+    "data.subset": _content(_ANY_TEXT),
+    "data.split": _content(_ANY_TEXT),
+    "data.problem_column": _content(_ANY_TEXT),
+    "data.answer_column": _content(_ANY_TEXT),
+    "data.answer_from": _content(_choice("", "column", "list", "boxed")),
+    "data.answer_after": _content(_ANY_TEXT),
+    "data.bad_rows": _content(_choice("drop", "error")),
+    "data.exclude": _content(
+        Rule("a tuple of data sets: \"('math500', 'aime24')\" on the command line", _are_data_sets)
+    ),
     "data.system_prompt": _ANY_TEXT,
     "data.user_template": _text("a text with {problem} in it", lambda text: "{problem}" in text),
     "data.max_prompt_tokens": _integer(at_least=1),
-    "evaluation.path": _text(f"{_DATA_SET}, or '' for no evaluation", lambda _: True),
-    "evaluation.subset": _ANY_TEXT,
-    "evaluation.split": _ANY_TEXT,
+    "evaluation.path": _content(_text(f"{_DATA_SET}, or '' for no evaluation", lambda _: True)),
+    "evaluation.subset": _content(_ANY_TEXT),
+    "evaluation.split": _content(_ANY_TEXT),
     "evaluation.prompts": _integer(at_least=1),
     "evaluation.samples": _integer(at_least=1),
-    "evaluation.every": _integer(at_least=1),
+    "evaluation.every": _free(_integer(at_least=1)),
     "evaluation.temperature": _number(at_least=0),
     "rollout.max_new_tokens": _integer(at_least=1),
     "rollout.temperature": _number(above=0),
     "rollout.top_p": _number(above=0, at_most=1),
     "rollout.top_k": _integer(at_least=0),
     "rollout.stop_tokens": Rule("a tuple of texts that are not empty", _are_texts),
-    "rollout.slots": _integer(at_least=1),
-    "rollout.page_size": Rule(
-        "a power of two from 1 to 128", lambda value: type(value) is int and value in {2**i for i in range(8)}
+    "rollout.slots": _rounding(_integer(at_least=1)),
+    "rollout.page_size": _rounding(
+        Rule("a power of two from 1 to 128", lambda value: type(value) is int and value in {2**i for i in range(8)})
     ),
-    "rollout.pages": _integer(at_least=0),
-    "rollout.block_steps": _integer(at_least=1),
-    "rollout.prefill_tokens": _integer(at_least=1),
-    "rollout.attention": _choice("auto", "xla", "tpu", "tpu_shared", "gpu"),
-    "rollout.tensor": _integer(at_least=0),
+    "rollout.pages": _rounding(_integer(at_least=0)),
+    "rollout.block_steps": _rounding(_integer(at_least=1)),
+    "rollout.prefill_tokens": _rounding(_integer(at_least=1)),
+    "rollout.attention": _rounding(_choice("auto", "xla", "tpu", "tpu_shared", "gpu")),
+    "rollout.tensor": _rounding(_integer(at_least=0)),
     "rollout.weight_dtype": _choice("compute", "int8"),
     "rewards.function": Rule(
         f"{' or '.join(map(repr, DOMAINS))}, or module:function",
         lambda value: isinstance(value, str) and (value in DOMAINS or is_path(value)),
         tuple(DOMAINS),
     ),
-    "rewards.workers": _integer(at_least=0),
-    "rewards.deadline_seconds": _number(above=0),
-    "rewards.memory_mib": _integer(at_least=1),
-    "rewards.max_failure_rate": _number(at_least=0, at_most=1),
+    "rewards.workers": _free(_integer(at_least=0)),
+    "rewards.deadline_seconds": _free(_number(above=0)),
+    "rewards.memory_mib": _free(_integer(at_least=1)),
+    "rewards.max_failure_rate": _free(_number(at_least=0, at_most=1)),
     "allocation.strategy": _NAME,  # the registry in allocation/strategies knows the names
     "allocation.mode": _choice("online", "pilot"),
     "allocation.pilot_samples": _integer(at_least=1),
@@ -154,7 +180,7 @@ RULES: dict[str, Rule] = {
     "allocation.decay": _number(at_least=0, at_most=1),
     "gradient_norms.method": _choice("gram", "vmap", "lm_head", "update"),
     "gradient_norms.parameters": _text("a regular expression", _is_regular_expression),
-    "gradient_norms.chunk": _integer(at_least=1),
+    "gradient_norms.chunk": _rounding(_integer(at_least=1)),
     "gradient_norms.max_samples": _integer(at_least=0),
     "objective.algorithm": _choice("raft", "raft_pp", "reinforce", "rloo", "grpo", "dr_grpo", "dapo", "gspo"),
     "objective.weighting": _choice("log_likelihood", "reward", "sequence_mean", "token_mean", "auto"),
@@ -169,26 +195,26 @@ RULES: dict[str, Rule] = {
     "objective.kl_coefficient": _number(at_least=0),
     "objective.kl_estimator": _choice("k1", "k2", "k3"),
     "optimizer.updates_per_step": _integer(at_least=1),
-    "optimizer.micro_batch": _integer(at_least=1),
-    "optimizer.samples_per_row": _integer(at_least=1),
+    "optimizer.micro_batch": _rounding(_integer(at_least=1)),
+    "optimizer.samples_per_row": _rounding(_integer(at_least=1)),
     "optimizer.learning_rate": _number(above=0),
     "optimizer.warmup_updates": _integer(at_least=0),
     "optimizer.b1": _number(at_least=0, below=1),
     "optimizer.b2": _number(at_least=0, below=1),
     "optimizer.weight_decay": _number(at_least=0),
     "optimizer.max_gradient_norm": _number(above=0),
-    "optimizer.max_skipped_updates": _integer(at_least=1),
-    "optimizer.logprob_chunk": _integer(at_least=1),
-    "mesh.data": _MESH_AXIS,
-    "mesh.fsdp": _MESH_AXIS,
-    "mesh.tensor": _MESH_AXIS,
-    "distributed.start_seconds": _number(above=0),
-    "distributed.peer_seconds": _number(above=0),
-    "journal.samples": _integer(at_least=0),
-    "wandb.project": _ANY_TEXT,
-    "checkpoint.every": _integer(at_least=1),
-    "checkpoint.keep": _integer(at_least=1),
-    "checkpoint.keep_best": _integer(at_least=0),
+    "optimizer.max_skipped_updates": _free(_integer(at_least=1)),
+    "optimizer.logprob_chunk": _rounding(_integer(at_least=1)),
+    "mesh.data": _rounding(_MESH_AXIS),
+    "mesh.fsdp": _rounding(_MESH_AXIS),
+    "mesh.tensor": _rounding(_MESH_AXIS),
+    "distributed.start_seconds": _free(_number(above=0)),
+    "distributed.peer_seconds": _free(_number(above=0)),
+    "journal.samples": _free(_integer(at_least=0)),
+    "wandb.project": _free(_ANY_TEXT),
+    "checkpoint.every": _free(_integer(at_least=1)),
+    "checkpoint.keep": _free(_integer(at_least=1)),
+    "checkpoint.keep_best": _free(_integer(at_least=0)),
 }
 
 
@@ -344,15 +370,25 @@ def validate(config: ConfigDict) -> None:
         raise ConfigError("\n  ".join(["the config cannot be run (set a field with --config.FIELD=VALUE):", *problems]))
 
 
+ABSENT = "(absent)"
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """The fields that differ between two resolved configs, as (old, new) by name; `ABSENT` where one lacks it."""
+    old, new = flat(old), flat(new)
+    pairs = {name: (old.get(name, ABSENT), new.get(name, ABSENT)) for name in sorted(old.keys() | new.keys())}
+    return {name: (before, after) for name, (before, after) in pairs.items() if before != after}
+
+
+def shown(name: str, before: Any, after: Any) -> str:
+    """A difference as "field: old -> new"."""
+    before, after = (value if value is ABSENT else repr(value) for value in (before, after))
+    return f"{name}: {before} -> {after}"
+
+
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The fields that differ between two resolved configs, as "field: old -> new", in order of name."""
-    old, new, absent = flat(old), flat(new), object()
-
-    def show(value: Any) -> str:
-        return "(absent)" if value is absent else repr(value)
-
-    pairs = ((name, old.get(name, absent), new.get(name, absent)) for name in sorted(old.keys() | new.keys()))
-    return [f"{name}: {show(before)} -> {show(after)}" for name, before, after in pairs if before != after]
+    """`differences`, each as it is `shown`."""
+    return [shown(name, *values) for name, values in differences(old, new).items()]
 
 
 def to_json(config: ConfigDict) -> str:
@@ -361,11 +397,18 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str) -> ConfigDict:
-    """The locked config that `to_json` wrote. JSON's arrays become the tuples they were."""
+    """The locked config that `to_json` wrote. JSON's arrays become the tuples they were.
+
+    Raises:
+      ValueError: for another text.
+    """
 
     def tuples(value: Any) -> Any:
         if isinstance(value, dict):
             return {name: tuples(item) for name, item in value.items()}
         return tuple(map(tuples, value)) if isinstance(value, list) else value
 
-    return ConfigDict(tuples(json.loads(text))).lock()
+    fields = json.loads(text)
+    if not isinstance(fields, dict):
+        raise ValueError(f"a JSON object is wanted, found {text[:40]!r}")
+    return ConfigDict(tuples(fields)).lock()

@@ -5,6 +5,7 @@ chat template, as transformers, vLLM and `model.path` of another run read them.
 """
 
 import argparse
+import functools
 import json
 import os
 import pathlib
@@ -23,25 +24,45 @@ from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
 from gvm_jax.runtime.checkpoint import restore_subtree
 from gvm_jax.runtime.workdir import workdir_path
+from gvm_jax.training import fingerprints
 
 
-def convert(workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int | None = None) -> int:
+def convert(
+    workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int | None = None, base: str | None = None
+) -> int:
     """Write the parameters of a checkpoint, by default the newest, to `out`; returns the step they are from.
+
+    Args:
+      workdir: of the run.
+      out: folder to write.
+      dtype: of the weights, a name of `DTYPES`.
+      step: of the checkpoint; None = the newest.
+      base: the run's base model, whose config and tokenizer are copied, where `model.path` no longer names it.
 
     Raises:
       ConfigError, NoCheckpoint: the workdir has no config or no checkpoint.
       DataError: its tokenizer does not know the run's `rollout.stop_tokens`.
-      ModelError: the run's `model.path`, whose config and tokenizer are copied, is no longer there; or `out` is no
-        folder for a model: something else's config.json would be lost.
+      ModelError: the base model is not there, or `out` is no folder for a model: something else's config.json would be
+        lost.
+      ConfigError: the base model is another one than the run's.
     """
     _check_out(out)
     config = run_config(workdir)
-    source = model_folder(config.model.path)
+    if base is not None:
+        config.model.path = base
+    try:
+        source = model_folder(config.model.path)
+    except ModelError as error:
+        moved = "" if base else "; if the run's base model has moved, give --model=FOLDER"
+        raise ModelError(f"{error}{moved}") from error
     if out.resolve() == source.resolve():
         raise ModelError(f"--out={out} is the run's own base model; name another folder")
-    model = Model(Qwen2Config.from_folder(source))
+    network = Qwen2Config.from_folder(source)
+    found = {"model": fingerprints.of_model(network, load_tokenizer(str(source)))}
+    check = functools.partial(fingerprints.check, found, config=config, workdir=workdir)
+    model = Model(network)
     abstract = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32), model.abstract_params)
-    params, step = restore_subtree(workdir, "params", abstract, step)
+    params, step = restore_subtree(workdir, "params", abstract, step, check)
     save_params(model, params, out, dtype, source)
     _end_at(config.rollout.stop_tokens, out, model.config.vocab_size)
     return step
@@ -85,11 +106,12 @@ def main() -> None:
     parser.add_argument("--workdir", type=epath.Path, required=True, help="folder of a run, or gs://BUCKET/FOLDER")
     parser.add_argument("--step", type=int, help="a step whose checkpoint is kept; default the newest")
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
+    parser.add_argument("--model", help="the run's base model, where its config's model.path no longer names it")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type of the written weights")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
     with command.one_line():
-        step = convert(arguments.workdir, arguments.out, arguments.dtype, arguments.step)
+        step = convert(arguments.workdir, arguments.out, arguments.dtype, arguments.step, arguments.model)
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
     data = run_config(arguments.workdir).data
     if (data.system_prompt, data.user_template) != ("", "{problem}"):

@@ -34,6 +34,7 @@ from gvm_jax.runtime.checkpoint import best_step, restore_subtree
 from gvm_jax.runtime.checksums import checksums
 from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.mesh import describe_devices
+from gvm_jax.runtime.owner import Owner
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.progress import final_table
 from gvm_jax.runtime.workdir import workdir_path
@@ -80,11 +81,12 @@ def evaluate(
     validate(config)
     names = data_set_names(paths)
     first = jax.process_index() == 0
-    with StopSignal() as stop, Sampler(config, stop.check) as sampler:
+    with StopSignal() as stop, Owner(workdir) as owner, Sampler(config, stop.check) as sampler:
         data_sets = {name: sampler.load_prompts("evaluation", path) for name, path in zip(names, paths, strict=True)}
         sampler.build()
         params, weights = _load_weights(sampler, checkpoint, step)
         settings = common_settings(sampler) | {"weights": weights}
+        owner.take()
         stores = {
             name: SampleStore(
                 workdir / name,
@@ -109,9 +111,8 @@ def evaluate(
             summaries[name] = summarize(records, config.evaluation.samples, sampler.grader.equivalent, config.seed)
         if first:
             print(f"took      {time.perf_counter() - begin:.0f} s\n")
-    if first:
-        path = workdir / "metrics.json"
-        path.write_text(json.dumps(summaries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            path = workdir / "metrics.json"
+            path.write_text(json.dumps(summaries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     return summaries
 
 
@@ -125,7 +126,8 @@ def common_settings(sampler: Sampler) -> dict[str, Any]:
         "rollout": ("max_new_tokens", "top_p", "top_k", "stop_tokens", "weight_dtype"),
     }
     chosen = {section: {name: config[section][name] for name in names} for section, names in fields.items()}
-    model = {"path": config.model.path, "compute_dtype": sampler.model.dtype.name}
+    model = {name: value for name, value in sampler.fingerprint.items() if name != "weights"}  # whose come apart
+    model |= {"path": config.model.path, "compute_dtype": sampler.model.dtype.name}
     return {"seed": config.seed, "model": model, **chosen}
 
 

@@ -4,14 +4,13 @@ The same command resumes an interrupted run. Fields are overridden as `--config.
 `--profile=3-5` these steps are traced into WORKDIR/profile, with `--profile=3` as many after the first.
 """
 
+import contextlib
 import dataclasses
 import functools
 import os
 import re
 import shlex
 import sys
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import numpy as np
@@ -24,12 +23,14 @@ from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.compilation_cache import keep_programs
+from gvm_jax.runtime.owner import Owner
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.profile import StepTrace, parse_steps
 from gvm_jax.runtime.tracking import Tracker, load_wandb
-from gvm_jax.runtime.workdir import Workdir, claim_workdir
+from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config
+from gvm_jax.training import fingerprints
 from gvm_jax.training.journal import Journal, Totals
-from gvm_jax.training.run import Run, describe_run
+from gvm_jax.training.run import Run, describe_resume, describe_run
 from gvm_jax.training.samples import SampleTexts
 
 
@@ -42,52 +43,52 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
       profile: steps to trace, as `parse_steps` reads them.
 
     Raises:
-      ConfigError, DataError, ModelError: bad input, before any device work.
+      ConfigError, DataError, ModelError: bad input, before any device work, or another process holds the workdir.
       VerifierFailure: the grader failed on too many answers.
       FloatingPointError: the loss or its gradient was not finite too often.
       Preempted: on SIGTERM or Ctrl-C.
       CheckpointError: the state cannot be saved, or none that was saved can be read.
+      OwnerError: another run took over the workdir, in an object store.
     A checkpoint is saved before VerifierFailure, FloatingPointError and Preempted.
     """
     validate(config)
     parse_steps(profile, 0, config.steps)
     wandb = load_wandb(config.wandb.project)
-    with StopSignal() as stop, Run(config, stop.check) as run:
-        claim_workdir(workdir, config)  # not before: a run that cannot start leaves no trace
+    with contextlib.ExitStack() as stack:  # what is opened is closed in the end, the last first
+        stop = stack.enter_context(StopSignal())
+        owner = stack.enter_context(Owner(workdir))
+        check_workdir(workdir, config)
+        run = stack.enter_context(Run(config, stop.check))
+        owner.take()  # not before: a run that cannot start leaves no trace
+        check_workdir(workdir, config)  # another run may have made it meanwhile
         first = jax.process_index() == 0
         if first:
-            print(*describe_run(run), f"workdir   {workdir}", "", sep="\n", flush=True)
-        files = Workdir(workdir, active=first)
+            print(*describe_run(run), f"workdir   {workdir}", sep="\n", flush=True)
+        files = Workdir(workdir, owner.check if first else None)
         checkpointer = Checkpointer(workdir, **config.checkpoint, before_save=files.upload)
-        saved = checkpointer.restore(run.abstract_state, functools.partial(check_data, run, workdir))
+        stack.callback(checkpointer.close)
+        stack.callback(files.close)
+        check = functools.partial(fingerprints.check, run.fingerprints, config=config, workdir=workdir)
+        saved = checkpointer.restore(run.abstract_state, check)
         state, extra, resume_step = saved or (run.initial_state(), {}, None)
         totals = Totals(**extra.get("totals", {}))
-        if totals.steps >= config.steps and first:
-            print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir", flush=True)
+        if totals.steps > config.steps:
+            raise ConfigError(f"steps = {config.steps}: {totals.steps} are done in {workdir}; set more, or as many")
+        if first:
+            changes = record_config(files, config, totals.steps)
+            print(*describe_resume(resume_step, changes), "", sep="\n", flush=True)
+            if totals.steps == config.steps:
+                print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir")
         tracker = Tracker(wandb, workdir, files.local, config) if wandb and first else None
+        if tracker:
+            stack.callback(lambda: tracker.close(complete=totals.steps >= config.steps))
         limit = config.optimizer.max_skipped_updates
         samples = SampleTexts(run.prompts, run.sampler.endings, config.journal.samples)
         journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
+        stack.callback(journal.close)
         steps = parse_steps(profile, totals.steps, config.steps) if first else range(0)
         trace = StepTrace(steps, files.local / "profile", f"{workdir}/profile")
-        try:
-            loop(config, run, state, journal, checkpointer, stop, trace)
-        finally:
-            journal.close()
-            files.close()
-            checkpointer.close()
-            if tracker:
-                tracker.close(complete=totals.steps >= config.steps)
-
-
-def check_data(run: Run, workdir: os.PathLike[str], extra: Mapping[str, Any]) -> None:
-    """Raises ConfigError where a checkpoint was trained or evaluated on other prompts than the run's."""
-    for section, fingerprint in run.fingerprints.items():
-        if extra.get(section, fingerprint) != fingerprint:
-            raise ConfigError(
-                f"{section}.path = {run.config[section].path!r}: not the data that {workdir} has had so far, so its "
-                "statistics and scores would be of other prompts; restore the file or use another --workdir"
-            )
+        loop(config, run, state, journal, checkpointer, stop, trace)
 
 
 def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal, trace) -> None:

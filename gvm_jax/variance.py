@@ -23,6 +23,7 @@ from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.checkpoint import restore_subtree
 from gvm_jax.runtime.compilation_cache import keep_programs
+from gvm_jax.runtime.owner import Owner
 from gvm_jax.training.run import Run, describe_run
 
 DEFAULT = (
@@ -56,7 +57,7 @@ def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
     """
     validate(config)
     show = functools.partial(print, flush=True)
-    with Run(config) as run:
+    with Owner(workdir) as owner, Run(config) as run:
         prompts = _PROMPTS.value or config.prompts_per_step
         for entry in entries:  # errors before the pool is drawn
             make_scenario(run._step, config, entry, prompts, _VISITS.value)
@@ -64,12 +65,13 @@ def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
         params, step = load_policy(run, _CHECKPOINT.value)
         small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= SMALL
         parameters = _PARAMETERS.value or ("." if small else config.gradient_norms.parameters)
+        owner.take()
         settings = PoolSettings(prompts, _SAMPLES.value, _SKETCH.value, parameters, chunk=16 if small else 1)
         pool = collect(run, params, step, settings, workdir / "pool", show)
         simulated = StudySettings(_REPETITIONS.value, _VISITS.value, config.seed)
         result = run_study(run._step, pool, config, entries, simulated, show)
-    title = f"{workdir.name}: {config.objective.algorithm}, {prompts} prompts, step {step}"
-    print("", variance_report.write(workdir, title, pool, result), sep="\n")
+        title = f"{workdir.name}: {config.objective.algorithm}, {prompts} prompts, step {step}"
+        print("", variance_report.write(workdir, title, pool, result), sep="\n")
     print(f"report      {workdir / 'variance.txt'}, .json and {workdir / 'plots' / 'variance.png'}")
 
 

@@ -13,7 +13,7 @@ from gvm_jax.config import ConfigError
 from gvm_jax.evaluate import data_set_names, evaluate
 from gvm_jax.evaluation import draw
 from gvm_jax.runtime.checkpoint import Checkpointer, best_step
-from gvm_jax.runtime.workdir import claim_workdir
+from gvm_jax.runtime.workdir import Workdir, record_config
 from gvm_jax.training.run import Run
 from tests.test_train import OVERRIDES, ROOT, environment, small_config
 
@@ -47,7 +47,7 @@ def trained(tmp_path_factory):
     """(folder of a run with checkpoints of steps 2 and 3, what its evaluation says of step 3)."""
     folder = tmp_path_factory.mktemp("run")
     config = small_config(**SAMPLES)
-    claim_workdir(folder, config)
+    record_config(Workdir(folder), config, 0)
     with Run(config) as run:
         state = run.initial_state()
         scores = run.evaluate(state)

@@ -8,10 +8,11 @@ from typing import Any
 
 import jax
 
-from gvm_jax.config import ConfigError, diff
+from gvm_jax.config import ConfigError, differences, shown
 from gvm_jax.runtime.metrics import append_line, complete_lines
 
 Key = tuple[int, int]  # question, sample
+PLACES = ("questions.path", "model.path", "weights.checkpoint")
 
 
 class SampleStore:
@@ -22,7 +23,8 @@ class SampleStore:
 
     Args:
       folder: of the data set; made if missing. All processes see it.
-      settings: all that a sample depends on, as JSON holds it.
+      settings: all that a sample depends on, as JSON holds it. Fields of `PLACES` say where it is found and are not
+        compared; others hold what is found there.
 
     Raises:
       ConfigError: the folder has samples with other settings; the message has the fields that differ.
@@ -32,9 +34,10 @@ class SampleStore:
         self._folder = folder
         path, settings = folder / "settings.json", json.loads(json.dumps(settings))
         if path.exists():
-            if differences := diff(json.loads(path.read_text(encoding="utf-8")), settings):
+            changes = differences(json.loads(path.read_text(encoding="utf-8")), settings)
+            if changed := [shown(name, *values) for name, values in changes.items() if name not in PLACES]:
                 problem = f"{path}: the samples of this folder are of something else. Use another --workdir. Fields:"
-                raise ConfigError("\n  ".join([problem, *differences]))
+                raise ConfigError("\n  ".join([problem, *changed]))
         else:
             folder.mkdir(parents=True, exist_ok=True)
             partial = folder / f"settings.json.{os.uname().nodename}.{os.getpid()}"

@@ -23,7 +23,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.config import ConfigError, diff
+from gvm_jax.config import RULES, ConfigError, OnResume, diff, flat
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.policy import Policy
@@ -87,7 +87,7 @@ def collect(
       ConfigError: the folder holds another pool, the prompts are not there, or `settings.parameters` chooses nothing.
     """
     prompt_ids = _first_prompts(run, step, settings.prompts)
-    _claim(folder, _identity(run.config, params, step, settings))
+    _claim(folder, _identity(run, params, step, settings))
     policy = run.engine.load(params)
     sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
     measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.mesh))
@@ -125,10 +125,15 @@ def _first_prompts(run: Run, step: int, wanted: int) -> Int[np.ndarray, " m"]:
     return chosen[:wanted]
 
 
-def _identity(config, params: Params, step: int, settings: PoolSettings) -> dict:
-    """All that the pool depends on, as JSON holds it."""
-    fields = config.to_dict()
-    kept = {name: fields[name] for name in ("seed", "model", "data", "rollout", "gradient_norms")}
+def _identity(run: Run, params: Params, step: int, settings: PoolSettings) -> dict:
+    """All that the pool depends on, as JSON holds it: what a run may not change on resume, and what it is made from."""
+    sections = ("seed", "model", "data", "rollout", "gradient_norms")
+    kept = {
+        name: value
+        for name, value in flat(run.config).items()
+        if name.partition(".")[0] in sections and RULES[name].on_resume is OnResume.KEPT
+    }
+    kept |= {section: run.fingerprints[section] for section in ("data", "model")}
     weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params))
     return json.loads(json.dumps(kept | {"step": step, "weights": weights, "pool": dataclasses.asdict(settings)}))
 

@@ -5,6 +5,7 @@ those are read that transformers would read. Every name, shape and type is check
 unmapped or duplicate tensor is an error, never skipped, but for rotary frequencies, which are computed.
 """
 
+import hashlib
 import json
 import math
 import pathlib
@@ -88,6 +89,23 @@ def check_weights(model: Model, folder: pathlib.Path) -> dict[str, Any]:
     if (folder / SINGLE).is_file() and (folder / INDEX).exists():
         logging.warning("%s is read, as transformers does; %s is not", folder / SINGLE, INDEX)
     return tensors
+
+
+def fingerprint(tensors: dict[str, Any]) -> str:
+    """A hash of the names, shapes and first numbers of all tensors, whichever files and types hold them.
+
+    Not of all numbers, which would take as long as to load them: training changes those of whole matrices.
+
+    Args:
+      tensors: as `check_weights` returns them.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        shape = tuple(tensor.get_shape())
+        digest.update(f"{name} {shape} ".encode())
+        first = min(1024 if len(shape) == 1 else 2, shape[0])
+        digest.update(np.asarray(tensor[:first]).astype(np.float32).tobytes())
+    return digest.hexdigest()
 
 
 def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, source: pathlib.Path) -> None:

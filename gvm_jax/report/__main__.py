@@ -63,7 +63,7 @@ def main() -> None:
         "--out", help="where page and plots go; default: plots/ of the run, or plots/A+B/ of the folder that has both"
     )
     arguments = parser.parse_args()
-    with command.one_line(ValueError):  # a line of a file that is not JSON
+    with command.one_line():
         workdirs = runs_of(list(dict.fromkeys(arguments.workdirs)))
         if len(workdirs) == 1:
             report.show(epath.Path(workdirs[0]), arguments.out)

@@ -58,9 +58,9 @@ def read_run(workdir: str | os.PathLike[str], name: str | None = None) -> RunRec
 
     Raises:
       ConfigError: for a store that is not known.
-      ValueError: for a line of its files that is not JSON.
+      RecordError: for a line of its files that is not JSON.
     """
-    files = Workdir(workdir, active=False)
+    files = Workdir(workdir)
     try:
         config = files.path / "config.json"
         return RunRecord(

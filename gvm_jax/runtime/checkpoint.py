@@ -4,7 +4,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging as standard_logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -28,6 +30,20 @@ class NoCheckpoint(FileNotFoundError, InputError):  # noqa: N818
 
 class CheckpointError(OSError):
     """A checkpoint that cannot be saved, or none that can be read; the message names it and says what to do."""
+
+
+def _is_news(record: standard_logging.LogRecord) -> bool:
+    """Whether a line of the log is not what Orbax's threads say, traceback and all, of an error raised here later."""
+    return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
+
+
+_former_hook = sys.unraisablehook
+
+
+def _print_news(unraisable: Any) -> None:
+    """The former hook, but for the writes that TensorStore ends after Orbax has given up on one of them."""
+    if str(unraisable.exc_value) != "Event loop is closed":
+        _former_hook(unraisable)
 
 
 def _layout(state: Any) -> dict[str, str]:
@@ -110,6 +126,8 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
+        logging.get_absl_logger().addFilter(_is_news)
+        sys.unraisablehook = _print_news
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -139,7 +157,7 @@ class Checkpointer:
             raise ValueError(f"extra of step {step}: must be what JSON gives back (text keys, lists), found {extra!r}")
         self._before_save()
         self._best.scores = scores or {}
-        run = {"extra": extra, "layout": _layout(state), "checksums": checksums(state)}
+        run = {"step": step, "extra": extra, "layout": _layout(state), "checksums": checksums(state)}
         run["digest"] = _digest(run)
         args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
         with self._explained():
@@ -151,7 +169,8 @@ class Checkpointer:
         """The newest good checkpoint as (state, extra, step); None where there is none at all. Waits for running saves.
 
         Every array is compared with its checksum. A checkpoint that is damaged or incomplete is logged as an
-        error and moved to `workdir/broken/STEP`, and the one before it is taken.
+        error and moved to `workdir/broken/STEP`, and the one before it is taken. A folder that was renamed gets the
+        name of the step that it holds.
 
         Args:
           abstract_state: the state's pytree with `jax.ShapeDtypeStruct` leaves; each array is restored onto
@@ -165,6 +184,7 @@ class Checkpointer:
           CheckpointError: there are checkpoints, but none is good; they stay where they are. Or a save failed.
         """
         self.wait()  # the manager lists a checkpoint while it is being written
+        self._correct_names()
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem = ""
@@ -206,6 +226,24 @@ class Checkpointer:
         args = ocp.args.StandardRestore(abstract_state)
         return ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args), run
 
+    def _correct_names(self) -> None:
+        """Names every checkpoint by the step that it holds; one whose name another has is moved to `broken/`."""
+        if jax.process_index() == 0:
+            folders = {folder: step for step, folder in _steps_with_copies(self._folder) if folder.name != str(step)}
+            while folders:
+                held = min(
+                    folders, key=lambda folder: ((self._folder / str(folders[folder])).exists(), folders[folder])
+                )
+                target = self._folder / str(folders.pop(held))
+                if target.exists():
+                    target = self._workdir / "broken" / held.name
+                    target.rmtree(missing_ok=True)
+                    target.parent.mkdir(exist_ok=True)
+                held.rename(target)
+                logging.warning("%s: holds another step than its name says; it is %s now", held, target)
+        _agreed(True)  # none looks into the folder before it is in order
+        self._manager.reload()
+
     def _set_aside(self, broken: Mapping[int, str], good: int) -> None:
         """Moves broken checkpoints away: their steps will be saved again."""
         if not broken:
@@ -229,6 +267,12 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
+            if jax.process_index() == 0:  # what was written so far, whose room is needed
+                whole = set(map(str, ocp.utils.checkpoint_steps(self._folder)))
+                for part in self._folder.iterdir():
+                    if ".orbax-checkpoint-tmp" in part.name or (part.name.isdecimal() and part.name not in whole):
+                        with contextlib.suppress(OSError):
+                            part.rmtree(missing_ok=True)
             self._manager.reload()
             step = self._manager.latest_step()
             last = "there is no earlier one" if step is None else f"that of step {step} is whole"
@@ -261,7 +305,7 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
       NoCheckpoint: none of them was evaluated.
     """
     folder = workdir_path(workdir) / "checkpoints"
-    kept = _finished_steps(folder)
+    kept = _steps(folder)
     evaluations = workdir_path(workdir) / "evaluation.jsonl"
     lines = evaluations.read_text().splitlines(keepends=True) if evaluations.exists() else []
     rows = [json.loads(line) for line in lines if line.endswith("\n")]
@@ -272,7 +316,11 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
 
 
 def restore_subtree(
-    workdir: str | os.PathLike[str], name: str, abstract: Any, step: int | None = None
+    workdir: str | os.PathLike[str],
+    name: str,
+    abstract: Any,
+    step: int | None = None,
+    check_extra: Callable[[dict[str, Any]], None] = lambda extra: None,
 ) -> tuple[Any, int]:
     """One field of a checkpoint's state, without reading the others; for export.
 
@@ -281,6 +329,7 @@ def restore_subtree(
       name: the field.
       abstract: its pytree with `jax.ShapeDtypeStruct` leaves.
       step: of the checkpoint; None = the newest.
+      check_extra: as for `Checkpointer.restore`.
 
     Returns:
       The field and the step it is from.
@@ -288,30 +337,48 @@ def restore_subtree(
     Raises:
       NoCheckpoint: there is no such checkpoint.
       CheckpointError: it is damaged.
+      ConfigError: of `check_extra`.
     """
     folder = workdir_path(workdir) / "checkpoints"
-    steps = _finished_steps(folder)
+    steps = _steps(folder)
     if not steps:
         raise NoCheckpoint(f"{folder} holds no finished checkpoint; let the run save one first")
     step = max(steps) if step is None else step
     if step not in steps:
-        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
+        there = ", ".join(map(str, sorted(steps)))
+        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {there}")
     item = {name: abstract}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
-        run = _read_run(folder / str(step))
-        restored = ocp.PyTreeCheckpointHandler().restore(folder / str(step) / "state", args=args)[name]
+        run = _read_run(steps[step])
+        check_extra(run["extra"])
+        restored = ocp.PyTreeCheckpointHandler().restore(steps[step] / "state", args=args)[name]
         found = {f".{name}{path}": checksum for path, checksum in checksums(restored).items()}
         if problem := _differences(run["checksums"], found):
             raise ValueError(problem)
+    except ConfigError:
+        raise
     except Exception as error:
-        raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
+        raise CheckpointError(f"{steps[step]}: cannot be read; name another step. {_reason(error)}") from error
     return restored, step
 
 
-def _finished_steps(folder: epath.Path) -> list[int]:
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
+def _steps_with_copies(folder: epath.Path) -> list[tuple[int, epath.Path]]:
+    """The finished checkpoints as (step, folder), by the step inside, or by name where that cannot be read."""
+    found = []
+    for name in sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []:
+        try:
+            step = _read_run(folder / str(name)).get("step", name)
+        except Exception:  # as in `restore`, which says what is wrong
+            step = name
+        found.append((step, folder / str(name)))
+    return found
+
+
+def _steps(folder: epath.Path) -> dict[int, epath.Path]:
+    """The finished checkpoints by the step inside; of copies, the one with the step's name."""
+    return dict(sorted(_steps_with_copies(folder), key=lambda found: found[1].name == str(found[0])))
 
 
 def _read_run(checkpoint: epath.Path) -> dict[str, Any]:

@@ -20,9 +20,15 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
+from gvm_jax.errors import InputError
+
+
+class RecordError(InputError):
+    """A file of a run's record has a line that is none; the message names it."""
+
 
 @contextlib.contextmanager
-def _named(path: os.PathLike[str]) -> Iterator[None]:
+def naming(path: os.PathLike[str]) -> Iterator[None]:
     """Has an error of the disk name the file and say what to do."""
     try:
         yield
@@ -50,9 +56,10 @@ def complete_lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
                 return
             end += len(line)
             try:
-                yield json.loads(line), end
+                values = json.loads(line)
             except ValueError as error:
-                raise ValueError(f"{path}, line {number}: not JSON; remove or repair the line") from error
+                raise RecordError(f"{path}, line {number}: not JSON; remove or repair the line") from error
+            yield values, end
 
 
 def append_line(file: io.FileIO, values: Mapping[str, Any]) -> None:
@@ -62,7 +69,7 @@ def append_line(file: io.FileIO, values: Mapping[str, Any]) -> None:
       OSError: with the file's name and what to do.
     """
     line = json.dumps(values, allow_nan=False).encode() + b"\n"
-    with _named(file.name):
+    with naming(file.name):
         while line:  # a disk that fills up takes a part first
             line = line[file.write(line) :]
 
@@ -83,6 +90,13 @@ class MetricsWriter:
       active: False on all processes but the first: nothing is touched.
       tables: those beside `metrics` whose files, where they are there, are cut now and not at their next line, which
         may never come.
+
+    Attributes:
+      dropped: the last step whose line in `metrics.jsonl` was dropped; 0 = none was.
+
+    Raises:
+      RecordError: for a line that is not JSON.
+      OSError: the disk does not take the files; the message names them.
     """
 
     def __init__(
@@ -96,6 +110,7 @@ class MetricsWriter:
         self._active = active
         self._first_step = 0 if resume_step is None else resume_step + 1
         self._files: dict[str, Any] = {}
+        self.dropped = 0
         if not active:
             return
         self._workdir.mkdir(parents=True, exist_ok=True)
@@ -104,13 +119,17 @@ class MetricsWriter:
             if (self._workdir / f"{table}.jsonl").exists():
                 self._open(table)
         folder = self._workdir / "tensorboard"
-        with _named(folder):
+        with naming(folder):
             folder.mkdir(exist_ok=True)
             # Without SummaryWriter's thread: a full disk ends that one, and then add_scalar waits for ever.
             # A file is named by the second it was made in; a quick resume must not overwrite the one before.
             self._tensorboard = EventsWriter(str(folder / "events"), f".from_step_{self._first_step}")
             purge = SessionLog(status=SessionLog.START)
             self._tensorboard.write_event(Event(wall_time=time.time(), step=self._first_step, session_log=purge))
+
+    def last_step(self, table: str) -> int:
+        """The last step in a table; 0 where there is none."""
+        return max(self._files[table][1], 0) if table in self._files else 0
 
     def write(self, step: int, scalars: Mapping[str, Any], table: str = "metrics") -> None:
         """Appends a step's line to `<table>.jsonl` and its scalars to TensorBoard.
@@ -126,7 +145,7 @@ class MetricsWriter:
         if not self._active:
             return
         self._append(table, step, {name: _plain(value) for name, value in scalars.items()})
-        with _named(self._workdir / "tensorboard"):
+        with naming(self._workdir / "tensorboard"):
             for name, value in tagged(scalars, table).items():
                 self._tensorboard.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
             self._tensorboard.flush()
@@ -150,7 +169,7 @@ class MetricsWriter:
             return
         for file, _ in self._files.values():
             file.close()
-        with _named(self._workdir / "tensorboard"):
+        with naming(self._workdir / "tensorboard"):
             self._tensorboard.close()
 
     def __enter__(self) -> "MetricsWriter":
@@ -166,10 +185,12 @@ class MetricsWriter:
         path = self._workdir / f"{name}.jsonl"
         last_step, end = -1, 0
         if path.exists():
+            kept = True
             for line, line_end in complete_lines(path):
-                if line["step"] >= self._first_step:
-                    break
-                last_step, end = line["step"], line_end
+                if kept := kept and line["step"] < self._first_step:
+                    last_step, end = line["step"], line_end
+                elif name == "metrics":
+                    self.dropped = line["step"]
             os.truncate(path, end)
         self._files[name] = (path.open("ab", buffering=0), last_step)  # a line that failed is not tried again at close
 
@@ -190,7 +211,7 @@ def read_rows(workdir: str | os.PathLike[str], table: str) -> list[dict[str, Any
 
     Raises:
       FileNotFoundError: where the workdir has no such file.
-      ValueError: for a line that is not JSON.
+      RecordError: for a line that is not JSON.
     """
     path = pathlib.Path(workdir) / f"{table}.jsonl"
     if not path.exists():

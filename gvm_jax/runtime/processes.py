@@ -1,6 +1,6 @@
 """What the processes of a run tell one another between pieces of work that each does by itself.
 
-Every function but `announce` and `announced` is a collective: all processes call it, in the same order.
+`any_process` and `gather_rows` are collectives: all processes call them, in the same order.
 """
 
 from typing import TypeVar
@@ -66,3 +66,8 @@ def announced(name: str) -> bool:
     if jax.process_count() == 1:
         return False
     return bool(distributed.global_state.client.key_value_dir_get(_ANNOUNCEMENTS + name))
+
+
+def is_first() -> bool:
+    """Whether this process is the run's first; unlike `jax.process_index()` it touches no device."""
+    return distributed.global_state.process_id == 0

@@ -148,7 +148,31 @@ class Journal:
             rows = [row for row in rows if row["step"] <= resume_step]
             self.accuracy = {row["step"]: row["accuracy"] for row in rows}
             if rows:  # a checkpoint is older than the evaluation of its step
-                totals.seconds["evaluation"] = rows[-1]["total/seconds/evaluation"]
+                recorded = rows[-1]["total/seconds/evaluation"]
+                totals.seconds["evaluation"] = max(recorded, totals.seconds.get("evaluation", 0.0))
+        self._tell_of_losses(resume_step or 0)
+
+    def _tell_of_losses(self, done: int) -> None:
+        """Warn where the record that was found does not end with the steps that are done."""
+        if not self._active:
+            return
+        for table in ("metrics", "allocation"):
+            last = self._writer.last_step(table)
+            if last < done:
+                logging.warning(
+                    "%s/%s.jsonl: the lines of steps %d to %d are missing; the totals go on from the checkpoint's",
+                    self._workdir, table, last + 1, done,
+                )  # fmt: skip
+        if "evaluation" in self.totals.seconds and not self.accuracy:
+            logging.warning(
+                "%s/evaluation.jsonl: the evaluations so far are missing; checkpoint.keep_best goes by later ones",
+                self._workdir,
+            )
+        if self._writer.dropped and not done:
+            logging.warning(
+                "%s: an earlier run ended at step %d before it had saved a checkpoint; this one begins again",
+                self._workdir, self._writer.dropped,
+            )  # fmt: skip
 
     def close(self) -> None:
         """Close the files."""

@@ -2,13 +2,15 @@
 
 import collections
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.strategies import Progress
+from gvm_jax.config import RULES, OnResume, shown
 from gvm_jax.data import PromptStream
 from gvm_jax.data.prompts import describe
 from gvm_jax.models.sharding import replicated
@@ -50,6 +52,7 @@ class Run:
                 self.fingerprints["evaluation"] = self.held_out.fingerprint()
 
             sampler.build()
+            self.fingerprints["model"] = sampler.fingerprint
             self.mesh, self.model, self.engine = sampler.mesh, sampler.model, sampler.engine
             self._programs = StepPrograms(config, self.model, self.mesh, self.prompts.num_rows)
             self._step, self.train_step = self._programs.step, self._programs.train_step
@@ -183,3 +186,20 @@ def describe_run(run: Run) -> list[str]:
         f"weights {run.engine.weight_dtype}, KV cache {run.engine.cache_bytes / 2**20:.0f} MiB",
         f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in run.mesh.shape.items()),
     ]
+
+
+def describe_resume(step: int | None, changes: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """From where a run goes on and with what other fields than before, on one line; nothing for one that begins.
+
+    Args:
+      step: of the checkpoint; None = there is none.
+      changes: (old, new) by field.
+    """
+    if step is None:
+        return []
+    said = [f"resumes   at step {step}"]
+    said += [shown(name, *values) for name, values in changes.items()]
+    kinds = {RULES[name].on_resume for name in changes if name in RULES}
+    if OnResume.ROUNDING in kinds:
+        said.append("so float results may differ in the last bits")
+    return ["; ".join(said)]

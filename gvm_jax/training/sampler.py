@@ -14,7 +14,7 @@ from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
-from gvm_jax.models.weights import check_weights, load_params
+from gvm_jax.models.weights import check_weights, fingerprint, load_params
 from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.policy import Policy, SampleStats
@@ -24,6 +24,7 @@ from gvm_jax.runtime import processes
 from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
 from gvm_jax.runtime.preemption import Preempted
 from gvm_jax.runtime.timing import PhaseTimer
+from gvm_jax.training import fingerprints
 
 STATUSES = tuple(Status)
 
@@ -70,7 +71,7 @@ class Sampler(contextlib.AbstractContextManager):
     """The model, its rollout engine, the tokenizer and the grader of a config. Owns the grader's processes.
 
     All that needs no device comes first, so that bad input is an error before any device work: make it, load the
-    prompts, then `build`, which makes `mesh`, `model`, `engine` and `dtype_reason`.
+    prompts, then `build`, which makes `mesh`, `model`, `engine`, `dtype_reason` and the model's `fingerprint`.
 
     Args:
       config: validated.
@@ -115,7 +116,9 @@ class Sampler(contextlib.AbstractContextManager):
         self.model = Model(
             self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh), attention=attention
         )
-        check_weights(self.model, self.folder)
+        tensors = check_weights(self.model, self.folder)
+        self.fingerprint = fingerprints.of_model(self._network, self.tokenizer)
+        self.fingerprint |= {"stop tokens": sorted(map(int, self.endings.stop_ids)), "weights": fingerprint(tensors)}
         self.engine = RolloutEngine(self.model, self.mesh, self._settings, self.endings.stop_ids)
 
     def describe_tokens(self) -> str:

@@ -58,3 +58,10 @@ def test_other_settings_are_refused_by_name(tmp_path):
     SampleStore(tmp_path, SETTINGS)
     with pytest.raises(ConfigError, match=r"Use another --workdir\. Fields:\n  rollout\.top_p: 1\.0 -> 0\.9"):
         SampleStore(tmp_path, {"seed": 0, "rollout": {"top_p": 0.9, "stop_tokens": ("a",)}})
+
+
+def test_what_has_moved_is_known_by_its_content(tmp_path):
+    SampleStore(tmp_path, {"questions": {"path": "a.jsonl", "hash": "1"}, "model": {"path": "old"}})
+    SampleStore(tmp_path, {"questions": {"path": "b.jsonl", "hash": "1"}, "model": {"path": "new"}})
+    with pytest.raises(ConfigError, match=r"Fields:\n  questions\.hash: '1' -> '2'$"):
+        SampleStore(tmp_path, {"questions": {"path": "a.jsonl", "hash": "2"}, "model": {"path": "old"}})

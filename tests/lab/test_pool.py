@@ -96,7 +96,7 @@ def run():
         yield run
 
 
-def test_a_pool_goes_on_where_it_was_stopped(run, tmp_path):
+def test_a_pool_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
     params, lines = run.initial_state().params, []
     settings = PoolSettings(prompts=6, samples=4, sketch=32, block=2)
 
@@ -117,6 +117,13 @@ def test_a_pool_goes_on_where_it_was_stopped(run, tmp_path):
     assert [file.stat().st_mtime_ns for file in (files[0], files[2])] == kept
     jax.tree.map(np.testing.assert_array_equal, again, pool)
 
+    monkeypatch.setitem(run.config.rollout, "slots", 8)  # it changes no sample
+    monkeypatch.setitem(run.config.data, "path", "elsewhere")  # with the same prompts
+    jax.tree.map(np.testing.assert_array_equal, get(settings), pool)
+    monkeypatch.setitem(run.config.rollout, "top_p", 0.5)
+    with pytest.raises(ConfigError, match=r"(?s)pool.json: this pool is of something else.*rollout.top_p: 1.0 -> 0.5$"):
+        get(settings)
+    monkeypatch.undo()
     with pytest.raises(ConfigError, match=r"(?s)pool.json: this pool is of something else.*pool.samples: 4 -> 5"):
         get(PoolSettings(prompts=6, samples=5, sketch=32, block=2))
     with pytest.raises(ConfigError, match=r"--prompts=1000: data.path = .builtin:arithmetic. has only 256 prompts"):

@@ -47,6 +47,25 @@ def test_a_second_export_replaces_the_first(tiny, tmp_path, monkeypatch):
     jax.tree.map(np.testing.assert_array_equal, doubled, weights.load_params(model, tmp_path))
 
 
+def test_the_fingerprint_is_of_the_content_not_of_its_files(tiny, tmp_path, monkeypatch):
+    model, params, folder = tiny
+
+    def fingerprint(params, name, dtype):
+        weights.save_params(model, params, tmp_path / name, dtype, folder)
+        return weights.fingerprint(weights.check_weights(model, tmp_path / name))
+
+    params = jax.tree.map(lambda x: np.asarray(x).astype(jax.numpy.bfloat16).astype(np.float32), params)
+    whole = fingerprint(params, "whole", "float32")
+    monkeypatch.setattr(weights, "MAX_SHARD_BYTES", 100_000)
+    assert fingerprint(params, "shards", "float32") == fingerprint(params, "bfloat16", "bfloat16") == whole
+    leaves, tree = jax.tree.flatten(params)
+    changed = {
+        fingerprint(jax.tree.unflatten(tree, [*leaves[:i], leaf * 1.5 + 1, *leaves[i + 1 :]]), str(i), "float32")
+        for i, leaf in enumerate(leaves)
+    }
+    assert len(changed | {whole}) == len(leaves) + 1
+
+
 def test_tensors_that_do_not_fit_are_named(tiny, tmp_path):
     model, _, folder = tiny
     to, tensors = copy_of(folder, tmp_path / "m")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from gvm_jax.runtime.metrics import MetricsWriter, read_metrics, read_rows
+from gvm_jax.runtime.metrics import MetricsWriter, RecordError, read_metrics, read_rows
 
 
 def write_steps(workdir, steps, **kwargs):
@@ -93,8 +93,10 @@ def test_columns_of_different_lengths_are_refused(tmp_path):
 def test_a_broken_line_is_named(tmp_path):
     write_steps(tmp_path, [1])
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: not JSON; remove or repair"):
         read_metrics(tmp_path)
+    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2"):
+        MetricsWriter(tmp_path, resume_step=3)
 
 
 def test_a_workdir_without_metrics_is_named(tmp_path):
