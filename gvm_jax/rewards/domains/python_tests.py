@@ -6,6 +6,7 @@ import sys
 import tempfile
 import textwrap
 
+from gvm_jax.rewards.answers import after_thinking
 from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.sandbox.reading import read
 from gvm_jax.rewards.sandbox.run import Outcome, remove, run
@@ -127,10 +128,11 @@ def last_program(text: str) -> str | None:
     """The last complete fenced block marked as Python; else the last one without a mark; None without either.
 
     A fence is three backticks that start a line. One with a mark starts a block anew where another was not closed.
+    Blocks in a `<think>` do not count.
     """
     marked = unmarked = None
     tag, lines = None, []
-    for line in text.split("\n"):
+    for line in after_thinking(text).split("\n"):
         stripped = line.strip()
         if not stripped.startswith("```"):
             lines.append(line)
