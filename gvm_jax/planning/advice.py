@@ -2,8 +2,10 @@
 
 import math
 
+from gvm_jax.models.sharding import divisor
 from gvm_jax.planning.planner import Plan, ProgramPlan
 from gvm_jax.rollout.pages import least_pages
+from gvm_jax.training.batch_sizes import micro_batches
 
 GIB = 2**30
 
@@ -37,7 +39,8 @@ def _changes(plan: Plan, program: ProgramPlan):
     held = program.held
     state = held["parameters"] + held["optimizer"] + held.get("reference", 0)
     data, fsdp = mesh.shape["data"], mesh.shape["fsdp"]
-    if data > 1:
+    splits = {axis: divisor(parts.model, axis) for axis in ("fsdp", "tensor")}
+    if data > 1 and splits["fsdp"] % (data * fsdp) == 0:
         yield f"--config.mesh.fsdp={data * fsdp} --config.mesh.data=1: shard the state further", state * (1 - 1 / data)
     if held.get("reference"):
         yield "--config.objective.kl_coefficient=0: no reference policy is kept", held["reference"]
@@ -51,7 +54,7 @@ def _changes(plan: Plan, program: ProgramPlan):
             line = f"--config.rollout.pages={fewer} (now {settings.num_pages}) --config.rollout.slots={slots}"
             yield f"{line} (now {settings.slots}): fewer samples at once", page * (settings.num_pages - fewer)
         wider = 2 * parts.tensor
-        if parts.topology.host().size % wider == 0:
+        if math.gcd(parts.topology.host().size, splits["tensor"]) % wider == 0:
             # Heads that a wider replica cannot share out stay whole.
             split = parts.network.num_key_value_heads % wider == 0
             freed = (held["rollout weights"] + held["KV pages"] * split) / 2
@@ -62,7 +65,6 @@ def _changes(plan: Plan, program: ProgramPlan):
         if parts.config.rollout.weight_dtype != "int8" and held["rollout weights"]:
             yield "--config.rollout.weight_dtype=int8: sample from rounded weights", held["rollout weights"] / 2
     if program.name in ("train step", "pilot"):
-        shards = data * fsdp
         temporaries = program.temporaries
         # Gradients do not shrink with the batch.
         activations = max(temporaries - 2 * held["parameters"], 0)
@@ -70,9 +72,9 @@ def _changes(plan: Plan, program: ProgramPlan):
             micro_batch = config.optimizer.micro_batch
             if config.model.remat != "full":
                 yield "--config.model.remat=full: recompute activations", activations * 0.7
-            least = shards * config.optimizer.samples_per_row
-            if micro_batch > least:
-                smaller = max(least, micro_batch // 2)
+            less = [size for size in micro_batches(config, data * fsdp) if size < micro_batch]
+            if less:
+                smaller = max([size for size in less if size <= micro_batch // 2], default=less[-1])
                 freed = activations * (1 - smaller / micro_batch)
                 yield f"--config.optimizer.micro_batch={smaller} (now {micro_batch})", freed
         if config.optimizer.logprob_chunk > 32:
@@ -85,8 +87,9 @@ def _changes(plan: Plan, program: ProgramPlan):
             if config.gradient_norms.chunk > 1:
                 yield f"--config.gradient_norms.chunk=1 (now {config.gradient_norms.chunk})", block / 2
     tensor = mesh.shape["tensor"]
-    heads = parts.network.num_attention_heads
-    if program.name == "train step" and fsdp > 1 and heads % (2 * tensor) == 0:
+    replica = config.rollout.tensor or 2 * tensor
+    possible = fsdp % 2 == 0 and splits["tensor"] % (2 * tensor) == 0 and parts.topology.host().size % replica == 0
+    if program.name == "train step" and possible:
         yield (
             f"--config.mesh.tensor={2 * tensor} --config.mesh.fsdp={fsdp // 2}: split each row's activations",
             0.4 * max(program.temporaries - 2 * held["parameters"], 0),

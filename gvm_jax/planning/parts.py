@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
-from gvm_jax.models.sharding import batch_sharding
+from gvm_jax.models.sharding import batch_sharding, divisor
 from gvm_jax.planning.chips import Topology
 from gvm_jax.rollout import attention as rollout_attention
 from gvm_jax.rollout.engine import RolloutEngine
@@ -91,16 +91,15 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
         kernels = rollout_attention.resolve_attention(settings.attention, topology.chip.platform)
         settings = dataclasses.replace(settings, attention="xla")
+    steps = StepPrograms(config, model, mesh, num_prompts)
     tensor = settings.tensor or mesh.shape["tensor"]
-    replica_mesh(mesh, tensor)  # can the whole topology be dealt out?
+    replica_mesh(mesh, tensor, divisor(model, "tensor"))  # can the whole topology be dealt out?
     host = topology.host()
     own = mesh if host is topology else make_mesh(ConfigDict(_ONE_PROCESS), host.devices())
     engine = RolloutEngine(model, own, dataclasses.replace(settings, tensor=tensor), STOP_IDS)
     if topology.compiles:
         kernels = engine.kernels
-    return Parts(
-        config, topology, network, mesh, model, kernels, engine, StepPrograms(config, model, mesh, num_prompts)
-    )
+    return Parts(config, topology, network, mesh, model, kernels, engine, steps)
 
 
 def bytes_on_device(tree) -> int:

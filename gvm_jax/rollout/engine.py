@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model, Params, unstack
-from gvm_jax.models.sharding import param_shardings, replicated
+from gvm_jax.models.sharding import check_axes, divisor, param_shardings, replicated
 from gvm_jax.rollout.attention import PagedAttention, resolve_attention
 from gvm_jax.rollout.inputs import make_batch, make_calls, stack
 from gvm_jax.rollout.policy import Policy
@@ -41,7 +41,9 @@ class RolloutEngine:
             params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
             return unstack(params) if unstacked else params
 
-        training_mesh, all_replicas = mesh, replica_mesh(mesh, settings.tensor or mesh.shape["tensor"])
+        check_axes(model, mesh.shape)  # before the replicas, whose size is the mesh's own where it is not set
+        tensor = settings.tensor or mesh.shape["tensor"]
+        training_mesh, all_replicas = mesh, replica_mesh(mesh, tensor, divisor(model, "tensor"))
         self._mesh = mesh = local_mesh(all_replicas)
         self.replicas = mesh.shape["data"]
         self._model = Model(model.config, model.dtype, stacked=not unstacked, weight_dtype="int8" if int8 else None)

@@ -1,5 +1,6 @@
 """The devices of a run: the mesh over them, and the dtype they compute fastest."""
 
+import collections
 import math
 import pathlib
 from collections.abc import Sequence
@@ -25,47 +26,66 @@ def make_mesh(mesh: ConfigDict, devices: Sequence[jax.Device] | None = None) -> 
       ConfigError: where the sizes do not multiply to the number of devices: none idles unnoticed.
     """
     devices = jax.devices() if devices is None else devices
-    fixed = math.prod(mesh[axis] for axis in AXES if mesh[axis] != -1)
-    sizes = tuple(len(devices) // fixed if mesh[axis] == -1 else mesh[axis] for axis in AXES)
-    if math.prod(sizes) != len(devices):
-        shown = ", ".join(f"mesh.{axis} = {mesh[axis]}" for axis in AXES)
-        raise ConfigError(
-            f"{shown}: cannot be laid over {len(devices)} {devices[0].device_kind} device(s); the sizes must "
-            f"multiply to {len(devices)}, and one -1 takes what the others leave; set them with "
-            "--config.mesh.AXIS=SIZE"
-        )
+    sizes = mesh_sizes(mesh, len(devices), devices[0].device_kind)
     # Auto: the compiler propagates shardings from the annotated arrays.
     axis_types = (jax.sharding.AxisType.Auto,) * len(AXES)
     return jax.make_mesh(sizes, AXES, axis_types=axis_types, devices=devices)
 
 
-def replica_mesh(mesh: jax.sharding.Mesh, tensor: int) -> jax.sharding.Mesh:
+def mesh_sizes(mesh: ConfigDict, count: int, kind: str) -> tuple[int, ...]:
+    """The sizes of the axes over `count` devices of a kind; arguments and errors as of `make_mesh`."""
+    fixed = math.prod(mesh[axis] for axis in AXES if mesh[axis] != -1)
+    sizes = tuple(count // fixed if mesh[axis] == -1 else mesh[axis] for axis in AXES)
+    if math.prod(sizes) != count:
+        shown = ", ".join(f"mesh.{axis} = {mesh[axis]}" for axis in AXES)
+        # Divisors of what was asked for: they divide what that divided.
+        tensor = math.gcd(max(mesh.tensor, 1), count)
+        fsdp = math.gcd(max(mesh.fsdp, 1), count // tensor)
+        raise ConfigError(
+            f"{shown}: cannot be laid over {count} {kind} device(s); the sizes must multiply to {count}, and one -1 "
+            f"takes what the others leave; use {mesh_flags(fsdp, tensor)}"
+        )
+    return sizes
+
+
+def mesh_flags(fsdp: int, tensor: int) -> str:
+    """The flags of a mesh whose data axis takes the devices that these leave."""
+    return f"--config.mesh.data=-1 --config.mesh.fsdp={fsdp} --config.mesh.tensor={tensor}"
+
+
+def replica_mesh(mesh: jax.sharding.Mesh, tensor: int, divisor: int) -> jax.sharding.Mesh:
     """The mesh's devices as replicas of `tensor` devices of one process along the axis "data".
 
     The devices keep their order where it allows that; else they are put in order of their processes. A mesh follows
     the chips' links, so neighbours in it may belong to different hosts.
 
+    Args:
+      mesh: of all processes.
+      tensor: devices of a replica.
+      divisor: what the model's tensors can be split by: a multiple of each number of devices that a replica may have.
+
     Raises:
-      ConfigError: a replica would be left incomplete, or spread over processes.
+      ConfigError: a replica would be left incomplete or spread over processes, or could not split the model.
     """
-    if mesh.devices.size % tensor:
-        raise ConfigError(
-            f"rollout.tensor = {tensor}: does not divide the {mesh.devices.size} devices of the mesh; use a divisor, "
-            "or 0 for mesh.tensor"
-        )
+    processes = [device.process_index for device in mesh.devices.flat]
+    check_replicas(tensor, math.gcd(*collections.Counter(processes).values()), divisor)
     replicas = mesh.devices.reshape(-1, 1, tensor)
     if any(len({device.process_index for device in devices}) > 1 for devices in replicas[:, 0]):
-        order = np.argsort([device.process_index for device in mesh.devices.flat], kind="stable")
+        order = np.argsort(processes, kind="stable")
         replicas = mesh.devices.reshape(-1)[order].reshape(-1, 1, tensor)
-    for devices in replicas[:, 0]:
-        processes = {device.process_index for device in devices}
-        if len(processes) > 1:
-            own = sum(device.process_index == devices[0].process_index for device in mesh.devices.flat)
-            raise ConfigError(
-                f"rollout.tensor = {tensor} (0 = mesh.tensor): a replica would span processes {sorted(processes)}, and "
-                f"each process samples by itself; use a divisor of a process's {own} devices"
-            )
     return jax.sharding.Mesh(replicas, AXES)
+
+
+def check_replicas(tensor: int, devices: int, divisor: int) -> None:
+    """Whether replicas of `tensor` devices can be made of `devices` of each process; as `replica_mesh`."""
+    most = math.gcd(devices, divisor)
+    if most % tensor:
+        allowed = " or ".join(str(size) for size in range(1, most + 1) if most % size == 0)
+        raise ConfigError(
+            f"rollout.tensor = {tensor} (0 = mesh.tensor): must divide the {devices} device(s) of a process, each of "
+            f"which samples by itself, and the {divisor} parts that the model can be split into; use "
+            f"--config.rollout.tensor={allowed}"
+        )
 
 
 def local_mesh(replicas: jax.sharding.Mesh) -> jax.sharding.Mesh:

@@ -4,20 +4,20 @@ A run feeds them data; the planner compiles the same programs for devices that a
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import Allocator
-from gvm_jax.config import ConfigError
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import BATCH_AXES, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.mesh import compiler_options
+from gvm_jax.training.batch_sizes import check_micro_batch
 from gvm_jax.training.gradient_norms import GradientNormSettings, measured_paths
 from gvm_jax.training.objectives import Objective
 from gvm_jax.training.state import TrainState, init_state, make_optimizer, state_shardings
@@ -48,14 +48,7 @@ class StepPrograms:
     """
 
     def __init__(self, config, model: Model, mesh: Mesh, num_prompts: int):
-        shards = int(np.prod([mesh.shape[axis] for axis in BATCH_AXES]))
-        samples_per_row = config.optimizer.samples_per_row
-        if config.optimizer.micro_batch % (shards * samples_per_row):
-            raise ConfigError(
-                f"optimizer.micro_batch = {config.optimizer.micro_batch}: must be divisible by mesh.data × mesh.fsdp × "
-                f"optimizer.samples_per_row = {shards} × {samples_per_row}, so that each of the devices that share a "
-                f"batch has whole rows; use a multiple of {shards * samples_per_row}"
-            )
+        check_micro_batch(config, math.prod(mesh.shape[axis] for axis in BATCH_AXES))
         norms = GradientNormSettings.from_config(config.gradient_norms)
         measured_paths(model.abstract_params, norms)  # the names must match
         self._config, self._num_prompts = config, num_prompts
@@ -73,7 +66,7 @@ class StepPrograms:
             pilot_weight=config.allocation.pilot_weight,
             updates_per_step=config.optimizer.updates_per_step,
             micro_batch=config.optimizer.micro_batch,
-            samples_per_row=samples_per_row,
+            samples_per_row=config.optimizer.samples_per_row,
             logprob_chunk=config.optimizer.logprob_chunk,
             temperature=config.rollout.temperature,
             seed=config.seed,

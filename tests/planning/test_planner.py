@@ -4,6 +4,7 @@ import dataclasses
 import io
 import json
 import pathlib
+import re
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from configs import default
-from gvm_jax.config import ConfigError
+from gvm_jax.config import ConfigError, validate
 from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.qwen2 import Model
@@ -177,11 +178,11 @@ def test_a_hosts_chips_are_replicas_of_a_pod(name):
     config.model.compute_dtype, config.rollout.tensor = "bfloat16", 4
     parts = build(config, whole, 100)
     assert (parts.replicas, parts.engine.replicas) == (whole.size // 4, 1)
-    dealt = replica_mesh(parts.mesh, 4).devices[:, 0]
+    dealt = replica_mesh(parts.mesh, 4, 4).devices[:, 0]
     assert all(len({device.process_index for device in devices}) == 1 for devices in dealt)
     assert {d.id for d in dealt.flat} == {d.id for d in parts.mesh.devices.flat}
     config.rollout.tensor = 8
-    with pytest.raises(ConfigError, match=r"rollout\.tensor = 8 .*a divisor of a process's 4 devices"):
+    with pytest.raises(ConfigError, match=r"rollout\.tensor = 8 .*must divide the 4 device\(s\) of a process"):
         build(config, whole, 100)
 
 
@@ -231,6 +232,24 @@ def test_advice_names_the_fields_of_the_rollouts():
     text = "\n".join(advice(dataclasses.replace(bf16, parts=dataclasses.replace(bf16.parts, topology=small))))
     for field in ("--config.rollout.tensor=2 (now 1)", "--config.rollout.pages=", "--config.rollout.slots="):
         assert field in text
+
+
+@pytest.mark.parametrize(("network", "micro_batch"), [({}, 4), ({"hidden_size": 46, "head_dim": 16}, 12)])
+def test_what_is_advised_can_be_built(plan, network, micro_batch):
+    """Of a plan with a byte of memory: all that there is to advise. A hidden size of 46 cannot be split into four."""
+    config = tiny_config(data=2, fsdp=2)
+    config.rollouts_per_step, config.optimizer.micro_batch = 48, micro_batch
+    config.model.remat, config.optimizer.logprob_chunk, config.gradient_norms.chunk = "dots", 64, 2
+    network = dataclasses.replace(Qwen2Config.from_folder(TINY), **network)
+    parts = build(config, topology(memory=1), 100, network)
+    lines = [line for line in advice(dataclasses.replace(plan, parts=parts)) if line.startswith("--config")]
+    assert len(lines) >= 5
+    for line in lines:
+        changed = parts.config.copy_and_resolve_references()
+        for field, value in re.findall(r"--config\.([\w.]+)=(\w+)", line):
+            changed.update_from_flattened_dict({field: int(value) if value.isdigit() else value})
+        validate(changed)
+        build(changed, topology(), 100, network)
 
 
 def test_pages_are_copied_in_place(without_cache):
