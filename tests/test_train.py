@@ -143,7 +143,8 @@ def test_an_exported_policy_is_a_model_folder(finished, tmp_path):
     train(small_config(**{"model.path": str(tmp_path / "model"), "steps": 1}), tmp_path / "again")
 
 
-def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_path):
+def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr("gvm_jax.training.fingerprints.check", lambda *_, **__: None)  # as if the run began with `base`
     shutil.copytree(quickstart.MODEL, base := tmp_path / "base")  # names <|endoftext|> alone, unlike its template
     template = "{% for m in messages %}{{ m.content }}{{ '=' if m.role == 'user' else '<|im_end|>' }}{% endfor %}"
     edit_json(base / "tokenizer_config.json", {"eos_token": "<|endoftext|>", "chat_template": template})
