@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 
+from absl import flags
 from orbax.checkpoint import CheckpointManager
 
 from gvm_jax import command, train
@@ -73,4 +74,5 @@ if __name__ == "__main__":
 
         setattr(owner, name, counted)
     sys.argv[1:3] = []
+    flags.DEFINE_string("profile", "", "Defined by gvm_jax.train where it is the command.")
     command.run(train.main)

@@ -1,7 +1,7 @@
 """More than 32,768 tokens in one pass, against float64 and against passes over one sample.
 
-A release of XLA's CPU compiler computed a product's rows wrongly from the 32,769th column on, in silence, where their
-sum was fused with it; setup.py excludes it.
+Releases of XLA's CPU compiler (jaxlib 0.10.2 among them) compute the rows of a product over 3 wrongly from the 32,769th
+column on, in silence, where their sum is fused with it. These programs have to be right all the same.
 """
 
 import jax
@@ -18,15 +18,7 @@ TOKENS = SAMPLES * LENGTH
 SHOWN = [0, 165, 329, 330]  # samples; the last holds the last token, the 32,769th
 
 
-def test_the_compiler_sums_a_products_rows_rightly():
-    assert TOKENS == 32_769
-    rng = np.random.default_rng(0)
-    matrix, rows = rng.normal(size=(3, 3)).astype(np.float32), rng.normal(size=(TOKENS, 3)).astype(np.float32)
-    norms = jax.jit(jax.vmap(lambda row: jnp.sum(jnp.square(matrix @ row))))(rows)
-    expected = np.square(rows.astype(np.float64) @ matrix.T).sum(1)
-    np.testing.assert_allclose(
-        norms, expected, rtol=1e-5, err_msg=f"jaxlib {jax.lib.__version__} is not to be used; see setup.py"
-    )
+assert TOKENS == 32_769
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +97,7 @@ def test_the_errors_of_predictions_are_those_in_float64():
     logits = arrays[1].astype(np.float64) @ arrays[0].astype(np.float64).T / 0.7
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     errors = np.eye(24)[targets] - probabilities / probabilities.sum(-1, keepdims=True)
-    missed, _, _, products, pullback = found
+    missed, _, _, _, products, pullback = found
     np.testing.assert_allclose(missed, np.take_along_axis(errors, targets[..., None], -1)[..., 0], rtol=1e-4)
     np.testing.assert_allclose(products, errors @ errors.swapaxes(1, 2), atol=1e-5)
     np.testing.assert_allclose(pullback, errors @ head / 0.7, atol=1e-4)
