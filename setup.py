@@ -22,8 +22,8 @@ setuptools.setup(
         "filelock",
         "flax>=0.12",
         "grain",
-        # 0.11 sums wrongly and crashes on CPUs (github.com/jax-ml/jax/issues/39103, 39257), and has wrong values on a GPU
-        # (40633). What 0.10.2 shares of it, products over 3, is in no program here: tests/training/test_large_sizes.py.
+        # 0.11 sums wrongly and crashes on CPUs (github.com/jax-ml/jax/issues/39103, 39257), and has wrong values on a
+        # GPU (40633). What 0.10.2 shares of it, sums of products over 3, no program here has: test_large_sizes.py.
         "jax>=0.10,!=0.11.0,!=0.11.1",
         "jinja2",
         "jaxtyping",
