@@ -151,7 +151,7 @@ def get_config() -> ConfigDict:
     # backward pass has room for.
     config.optimizer.micro_batch = 8
     # ... and that a row of the pass has room for. A row holds as many real rollouts as fit: longer rows waste less,
-    # and attention costs more. train/useful_tokens in the metrics is the share that is not padding.
+    # and attention costs more. train/packing_efficiency in the metrics is the share that is not padding.
     config.optimizer.samples_per_row = 1
     config.optimizer.learning_rate = 1e-6
     config.optimizer.warmup_updates = 0  # linear warm-up to learning_rate, then constant

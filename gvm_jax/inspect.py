@@ -63,8 +63,11 @@ def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, fi
         ]
         dropped = by_reason({number: reason for number, reason in enumerate(reasons) if reason})
         kept = [number for number, reason in enumerate(reasons) if not reason]
-        problems, golds = [rows[number].problem for number in kept], [rows[number].answer for number in kept]
-        notes = [*whole.notes, *repeats(kept, problems, golds, grader.equivalent)]
+        problems, reference_answers = (
+            [rows[number].problem for number in kept],
+            [rows[number].answer for number in kept],
+        )
+        notes = [*whole.notes, *repeats(kept, problems, reference_answers, grader.equivalent)]
     percentiles = zip(PERCENTILES, np.percentile(lengths[whole.ids], PERCENTILES, method="higher"), strict=True)
     lines = [
         f"data      {path}: {len(rows):,} rows, {len(kept):,} prompts",

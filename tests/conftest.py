@@ -4,7 +4,7 @@ import os
 import pathlib
 
 # GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest
-# -k "cudnn or brute or refused" tests/models/test_attention.py tests/rollout/kernels/test_partial_gpu.py
+# -k "cudnn or brute or refused" tests/models/test_packed_attention.py tests/rollout/kernels/test_partial_gpu.py
 os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
 # LLVM takes most of the time here, over programs that run for milliseconds. Tests of kills, pods and meshes set
 # XLA_FLAGS for their processes, whose programs are compiled as a user's are.

@@ -25,7 +25,7 @@ import pathlib, sys, time
 import numpy as np
 from jax.experimental import multihost_utils
 from ml_collections import ConfigDict
-from gvm_jax.runtime import distributed, processes
+from gvm_jax.runtime import distributed, collectives
 from gvm_jax.runtime.preemption import EXIT_CODE, StopSignal
 
 workdir, steps = pathlib.Path(sys.argv[1].partition("=")[2]), int(sys.argv[2])
@@ -35,7 +35,7 @@ with distributed.start(ConfigDict({"start_seconds": 20.0, "peer_seconds": 5.0}))
     step = int(saved.read_text()) if saved.exists() else 0
     print("resumed at", step, flush=True)
     while step < steps:
-        if processes.any_process(np.array([stop.requested])).any():  # all stop in the same step
+        if collectives.any_process(np.array([stop.requested])).any():  # all stop in the same step
             sys.exit(EXIT_CODE)
         step += 1
         multihost_utils.sync_global_devices(f"step {step}")

@@ -1,22 +1,22 @@
 """Which prompt gets how many samples: statistics, strategies and the variance program."""
 
-from gvm_jax.allocation import program, statistics
+from gvm_jax.allocation import solver, statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
-from gvm_jax.allocation.statistics import Beliefs, PromptStatistics, Sums
+from gvm_jax.allocation.statistics import PromptEstimates, PromptStatistics, Sums
 from gvm_jax.allocation.strategies import STRATEGIES, Constraints, ProgramStrategy, Progress, Strategy, make_strategy
 
 __all__ = [
     "STRATEGIES",
     "AllocationInfo",
     "Allocator",
-    "Beliefs",
     "Constraints",
     "ProgramStrategy",
     "Progress",
+    "PromptEstimates",
     "PromptStatistics",
     "Strategy",
     "Sums",
     "make_strategy",
-    "program",
+    "solver",
     "statistics",
 ]

@@ -9,7 +9,7 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from gvm_jax.allocation import program, statistics
+from gvm_jax.allocation import solver, statistics
 from gvm_jax.allocation.statistics import PromptStatistics
 from gvm_jax.allocation.strategies import Constraints, Gvm, Progress, Strategy, make_strategy
 
@@ -86,17 +86,17 @@ class Allocator:
 
         Returns:
             n_i, int32, of the first round if the strategy has several; their sum is `budget` (or at most that, with
-            rounds) where floors and caps allow it (`program.check_bounds`, on the host); and the info.
+            rounds) where floors and caps allow it (`solver.check_bounds`, on the host); and the info.
         """
-        believed = statistics.beliefs(prompt_statistics, prompt_ids, self.accept_rate_prior, self.gradient_norm_prior)
-        costs = believed.response_tokens if self.cost == "tokens" else None
-        counts = self.strategy.counts(believed, self._constraints(valid, budget, costs))
-        bound = Gvm(alpha=0.0).coefficients(believed.accept_rate, believed.gradient_norm)
+        estimates = statistics.estimate(prompt_statistics, prompt_ids, self.accept_rate_prior, self.gradient_norm_prior)
+        costs = estimates.response_tokens if self.cost == "tokens" else None
+        counts = self.strategy.counts(estimates, self._constraints(valid, budget, costs))
+        bound = Gvm(alpha=0.0).coefficients(estimates.accept_rate, estimates.gradient_norm)
         return counts, AllocationInfo(
-            accept_rate=believed.accept_rate,
-            gradient_norm=believed.gradient_norm,
-            variance_ratio=program.variance_ratio(bound, counts, valid),
-            ideal_variance_ratio=program.ideal_variance_ratio(bound, valid),
+            accept_rate=estimates.accept_rate,
+            gradient_norm=estimates.gradient_norm,
+            variance_ratio=solver.variance_ratio(bound, counts, valid),
+            ideal_variance_ratio=solver.ideal_variance_ratio(bound, valid),
         )
 
     def more_counts(self, progress: Progress, valid: Bool[Array, " m"], budget: ArrayLike) -> Int[Array, " m"]:

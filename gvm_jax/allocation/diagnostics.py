@@ -6,7 +6,7 @@ from flax import struct
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation import program, statistics
+from gvm_jax.allocation import solver, statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Gvm
@@ -25,7 +25,7 @@ class Diagnostics:
     new_prompts: Float[Array, ""]  # share of prompts never visited before
     floor_share: Float[Array, ""]  # share of the samples that went to prompts at their floor
     cap_share: Float[Array, ""]  # share that went to prompts at their cap
-    measured_gain: Float[Array, ""]  # as `variance_ratio`, with the beliefs that this step's samples lead to
+    measured_gain: Float[Array, ""]  # as `variance_ratio`, with the estimates that this step's samples lead to
 
 
 def diagnose(
@@ -38,7 +38,7 @@ def diagnose(
     step: ArrayLike,
     budget: ArrayLike,
 ) -> Diagnostics:
-    """Compares beliefs with a visit. Pure; runs inside the jitted step and costs O(m).
+    """Compares estimates with a visit. Pure; runs inside the jitted step and costs O(m).
 
     `measured_gain` asks what the counts turned out to be worth: the bound Σ G²/(p·n) at equal counts over that at the
     chosen ones, with p and G as estimated after the visit. Below 1 equal counts would have done better.
@@ -74,7 +74,7 @@ def diagnose(
         new_prompts=jnp.isnan(ages).mean(),
         floor_share=(counts * (counts <= allocator.min_samples)).sum() / samples,
         cap_share=(counts * (counts >= cap)).sum() / samples,
-        measured_gain=program.variance_ratio(Gvm(alpha=0.0).coefficients(p, norm), counts, drawn),
+        measured_gain=solver.variance_ratio(Gvm(alpha=0.0).coefficients(p, norm), counts, drawn),
     )
 
 

@@ -50,7 +50,7 @@ class PromptStatistics:
 
 
 @struct.dataclass
-class Beliefs:
+class PromptEstimates:
     """Estimates for the prompts of a batch, and the decayed sums behind them."""
 
     accept_rate: Float[Array, " m"]  # posterior mean of p
@@ -116,12 +116,12 @@ def _clean(visit: Sums) -> Sums:
     )
 
 
-def beliefs(
+def estimate(
     statistics: PromptStatistics,
     prompt_ids: Int[Array, " m"],
     accept_rate_prior: ArrayLike,
     gradient_norm_prior: ArrayLike,
-) -> Beliefs:
+) -> PromptEstimates:
     """All that a strategy may read of the prompts of a batch.
 
     Args:
@@ -134,7 +134,7 @@ def beliefs(
     rate = accept_rate(statistics, prompt_ids, accept_rate_prior)
     total = seen.trials + accept_rate_prior
     sums = statistics.sums
-    return Beliefs(
+    return PromptEstimates(
         accept_rate=rate,
         successes=rate * total,
         failures=(1 - rate) * total,

@@ -149,7 +149,7 @@ def row(comparison: Comparison, engine: str, about: dict, shares: dict[str, dict
         _show(prefill_seconds, 2),
         _show(prefill_tokens, 0),
         _show([sum(run["lengths"]) for run in runs], 0),
-        _show([run["useful_tokens"] for run in runs if "useful_tokens" in run], 2),
+        _show([run["packing_efficiency"] for run in runs if "packing_efficiency" in run], 2),
         _show_spread(comparison.ratio, 2) if is_peer else "",
         f"{difference:.1e}" if is_peer and difference is not None else "",
         f"{comparison.update_difference:.1e}" if is_peer and comparison.update_difference is not None else "",

@@ -33,7 +33,7 @@ class Workload:
     groups: list[int] = dataclasses.field(default_factory=list)  # of each response, the question's number; [] = its own
     rewards: list[float] = dataclasses.field(default_factory=list)  # of each response; [] = 1
     questions: list[str] = dataclasses.field(default_factory=list)  # the prompts' texts, of a step
-    golds: list[str] = dataclasses.field(default_factory=list)  # their answers
+    reference_answers: list[str] = dataclasses.field(default_factory=list)  # their answers
     system_prompt: str = ""  # that the prompts were made with
     user_template: str = ""
     pilot_samples: int = 0  # of each prompt's `counts`, where a step has pilots
@@ -176,7 +176,7 @@ def step(
 ) -> Workload:
     """A training step on the first questions, `samples` of each on average, pilots included.
 
-    The gold answer is what follows the last ####, as in GSM8K.
+    The reference_answer answer is what follows the last ####, as in GSM8K.
     """
     if len(questions) < prompts:
         raise InputError(f"--data holds {len(questions)} questions; workload step takes {prompts}")
@@ -189,7 +189,7 @@ def step(
         raise InputError(f"workload step: of the first {prompts} questions of --data only {len(made)} can be used")
     return Workload(
         "step", [list(map(int, tokens)) for tokens in made.tokens], [samples] * prompts, new_tokens, list(stop_ids),
-        _pad_id(tokenizer), questions=[row.problem for row in rows], golds=[row.answer for row in rows],
+        _pad_id(tokenizer), questions=[row.problem for row in rows], reference_answers=[row.answer for row in rows],
         system_prompt=system_prompt, user_template=user_template, pilot_samples=pilot_samples,
     )  # fmt: skip
 

@@ -62,8 +62,8 @@ def load_prompts(
     data = config.data
     rows = load_config_rows(config, section, path)
     prompts = build_prompts(rows, tokenizer, data.system_prompt, data.user_template, data.max_prompt_tokens)
-    prompts = prompts.drop(~grader.parses(prompts.golds), UNREADABLE)
-    repeated = repeats(prompts.ids.tolist(), prompts.problems, prompts.golds, grader.equivalent)
+    prompts = prompts.drop(~grader.parses(prompts.reference_answers), UNREADABLE)
+    repeated = repeats(prompts.ids.tolist(), prompts.problems, prompts.reference_answers, grader.equivalent)
     return dataclasses.replace(prompts, notes=(*prompts.notes, *repeated))
 
 

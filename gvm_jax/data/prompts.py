@@ -31,7 +31,7 @@ class PromptSet:
     ids: np.ndarray  # int32[M]: prompt ids kept, ascending
     tokens: list[np.ndarray]  # int32 arrays of at least two tokens, by position in ids
     problems: list[str]  # by position in ids
-    golds: list[str]  # reference answers, by position in ids
+    reference_answers: list[str]  # reference answers, by position in ids
     num_rows: int  # rows of the data set: statistics are arrays of this size, indexed by prompt id
     dropped: dict[str, list[int]]  # reason -> numbers of the rows dropped for it
     wording: str = ""  # what is around the problems: prompts of the config and the chat template, as JSON
@@ -42,7 +42,7 @@ class PromptSet:
         return len(self.ids)
 
     def positions_of(self, prompt_ids: np.ndarray) -> np.ndarray:
-        """Positions in `ids`, `tokens`, `problems` and `golds`.
+        """Positions in `ids`, `tokens`, `problems` and `reference_answers`.
 
         Args:
           prompt_ids: int[...] ids, each kept in this set.
@@ -65,7 +65,7 @@ class PromptSet:
         Of texts, not of tokens: a chat template that holds the time gives other tokens in every run.
         """
         digest = hashlib.sha256(self.wording.encode())
-        for row in zip(self.ids.tolist(), self.problems, self.golds, strict=True):
+        for row in zip(self.ids.tolist(), self.problems, self.reference_answers, strict=True):
             digest.update(json.dumps(row).encode())
         return digest.hexdigest()
 
@@ -93,7 +93,7 @@ class PromptSet:
             ids=self.ids[kept],
             tokens=[self.tokens[i] for i in kept],
             problems=[self.problems[i] for i in kept],
-            golds=[self.golds[i] for i in kept],
+            reference_answers=[self.reference_answers[i] for i in kept],
             dropped=dropped,
         )
 
@@ -155,7 +155,7 @@ def build_prompts(
         ids=np.array(kept, dtype=np.int32),
         tokens=tokens,
         problems=problems,
-        golds=[rows[number].answer for number in kept],
+        reference_answers=[rows[number].answer for number in kept],
         num_rows=len(rows),
         dropped=dropped,
         wording=json.dumps([system_prompt, user_template, chat_template]),
@@ -167,7 +167,7 @@ def build_prompts(
 def repeats(
     ids: Sequence[int],
     problems: Sequence[str],
-    golds: Sequence[str],
+    reference_answers: Sequence[str],
     equivalent: Callable[[list[tuple[str, str]]], list[bool]],
 ) -> list[str]:
     """Notes on problems that are there more than once, equal but for white space, and on those with other answers.
@@ -175,7 +175,7 @@ def repeats(
     Args:
       ids: numbers of rows; problems and reference answers are in their order.
       problems: texts.
-      golds: reference answers.
+      reference_answers: reference answers.
       equivalent: whether the two answers of each pair, different texts, are the same.
     """
     first: dict[str, int] = {}
@@ -183,8 +183,8 @@ def repeats(
     for place, problem in enumerate(problems):
         if (earlier := first.setdefault(" ".join(problem.split()), place)) != place:
             pairs.append((earlier, place))
-    differing = [(earlier, later) for earlier, later in pairs if golds[earlier] != golds[later]]
-    same = equivalent([(golds[later], golds[earlier]) for earlier, later in differing])
+    differing = [(earlier, later) for earlier, later in pairs if reference_answers[earlier] != reference_answers[later]]
+    same = equivalent([(reference_answers[later], reference_answers[earlier]) for earlier, later in differing])
     others = [ids[later] for (_, later), is_same in zip(differing, same, strict=True) if not is_same]
     notes = [f"{counted([ids[later] for _, later in pairs])}: the problem of an earlier row again"] if pairs else []
     if others:

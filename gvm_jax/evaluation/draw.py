@@ -11,7 +11,7 @@ from gvm_jax.data import PromptSet
 from gvm_jax.evaluation.store import Key, SampleStore
 from gvm_jax.rewards import FAILURES, Status, Verdict
 from gvm_jax.rollout.policy import Policy
-from gvm_jax.runtime import processes
+from gvm_jax.runtime import collectives
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.progress import SampleProgress
 from gvm_jax.training.sampler import Answer, Sampler
@@ -109,7 +109,7 @@ def make_record(sampler: Sampler, prompts: PromptSet, answer: Answer) -> dict[st
         "question": answer.prompt_id,
         "sample": answer.sample,
         "prompt": sampler.tokenizer.decode(prompts.tokens[at]),
-        "gold": prompts.golds[at],
+        "gold": prompts.reference_answers[at],
         "response": answer.text,
         "tokens": answer.response.tolist(),
         "stopped": int(answer.response[-1]) in sampler.endings.stop_ids,
@@ -123,4 +123,4 @@ def _grade(verdict: Verdict) -> dict[str, Any]:
 
 def _all_here() -> None:
     """Returns once all processes are here."""
-    processes.any_process(np.zeros(1, bool))
+    collectives.any_process(np.zeros(1, bool))

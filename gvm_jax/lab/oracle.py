@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlog1py, xlogy
 
-from gvm_jax.allocation import program
+from gvm_jax.allocation import solver
 from gvm_jax.allocation.strategies import Uniform
 from gvm_jax.lab.pool import Pool
 from gvm_jax.lab.simulation import sample_coefficients, target_coefficients
@@ -82,36 +82,38 @@ def best_counts(
     for floor in range(minimum, min(minimum + 2, int(equal[0])) + 1):
         counts = equal
         for _ in range(ITERATIONS):
-            gains = convex_gains(table.linearised(counts), floor)
-            found = np.asarray(_allocate(gains / max(gains.max(), 1e-30), tokens, mean_lengths, floor))
+            marginal_gains = convex_gains(table.linearised(counts), floor)
+            found = np.asarray(
+                _allocate(marginal_gains / max(marginal_gains.max(), 1e-30), tokens, mean_lengths, floor)
+            )
             best = min(best, found, key=table.error)
             counts = np.rint((counts + found) / 2).astype(int)  # damped: prompts answer to one another's last counts
     return best
 
 
 @jax.jit
-def _allocate(gains: Float[Array, "m n"], tokens, costs: Float[Array, " m"], minimum) -> Int[Array, " m"]:
+def _allocate(marginal_gains: Float[Array, "m n"], tokens, costs: Float[Array, " m"], minimum) -> Int[Array, " m"]:
     """The program whose gains are a table."""
-    most = gains.shape[1] - 1
+    most = marginal_gains.shape[1] - 1
 
-    def gain(samples):
-        at = jnp.broadcast_to(jnp.minimum(samples, most), gains.shape[:1])
-        return jnp.take_along_axis(gains, at[:, None], axis=1)[:, 0]
+    def marginal_gain(samples):
+        at = jnp.broadcast_to(jnp.minimum(samples, most), marginal_gains.shape[:1])
+        return jnp.take_along_axis(marginal_gains, at[:, None], axis=1)[:, 0]
 
-    return program.allocate(gain, tokens, minimum, most, costs, budget_in="costs")
+    return solver.allocate(marginal_gain, tokens, minimum, most, costs, budget_in="costs")
 
 
 def convex_gains(values: Float[np.ndarray, "m n"], minimum: int) -> Float[np.ndarray, "m n"]:
     """What one more sample lowers the lower convex hull of each row by, from `minimum` on; 0 where the hull rises."""
-    gains = np.zeros_like(values)
-    for row, gain in zip(values, gains, strict=True):
+    marginal_gains = np.zeros_like(values)
+    for row, marginal_gain in zip(values, marginal_gains, strict=True):
         corner = minimum
         while corner < len(row) - 1:
             slopes = (row[corner] - row[corner + 1 :]) / np.arange(1, len(row) - corner)
             step = int(np.argmax(slopes))
-            gain[corner : corner + step + 1] = max(slopes[step], 0.0)
+            marginal_gain[corner : corner + step + 1] = max(slopes[step], 0.0)
             corner += step + 1
-    return gains
+    return marginal_gains
 
 
 def error_table(step: TrainStep, pool: Pool, most: int) -> ErrorTable:

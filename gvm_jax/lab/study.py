@@ -126,11 +126,11 @@ def with_strategy(step: TrainStep, strategy: Strategy) -> TrainStep:
 
 @dataclasses.dataclass(frozen=True)
 class Fixed(Strategy):
-    """These counts, whatever is believed."""
+    """These counts, whatever is estimates."""
 
     chosen: tuple[int, ...] = ()
 
-    def counts(self, beliefs, constraints) -> Int[np.ndarray, " m"]:
+    def counts(self, estimates, constraints) -> Int[np.ndarray, " m"]:
         """The counts."""
         return jnp.array(self.chosen, jnp.int32)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.models.attention import segment_attention
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.products import outer
 from gvm_jax.models.qwen2 import Qwen2
 
@@ -20,12 +20,12 @@ VOCABULARY_CHUNK = 128
 
 
 def partition_sums(
-    logits: Float[Array, "... V"], peak: Float[Array, "... 1"], inverse: Float[Array, ""]
+    logits: Float[Array, "... V"], max_logit: Float[Array, "... 1"], inverse: Float[Array, ""]
 ) -> Float[Array, "... chunks"]:
-    """Σ exp((z - peak) · inverse) over each `VOCABULARY_CHUNK` logits; short sums keep float32 exact enough."""
+    """Σ exp((z - max_logit) · inverse) over each `VOCABULARY_CHUNK` logits; short sums keep float32 exact enough."""
     padding = [(0, 0)] * (logits.ndim - 1) + [(0, -logits.shape[-1] % VOCABULARY_CHUNK)]
     chunks = jnp.pad(logits, padding, constant_values=-jnp.inf).reshape(*logits.shape[:-1], -1, VOCABULARY_CHUNK)
-    return jnp.exp((chunks - peak[..., None]) * inverse).sum(-1)
+    return jnp.exp((chunks - max_logit[..., None]) * inverse).sum(-1)
 
 
 def select_logprobs(
@@ -34,36 +34,36 @@ def select_logprobs(
     """log π_T of `tokens`. A temperature of 0 (greedy) reports the untempered log-probability."""
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
     # Scaled where it is used: a scaled copy would be one more array of the vocabulary's size.
-    peak = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    total = partition_sums(logits, peak, inverse).sum(-1)
+    max_logit = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
-    return ((chosen - peak) * inverse)[..., 0] - jnp.log(total)
+    return ((chosen - max_logit) * inverse)[..., 0] - jnp.log(sum_exp)
 
 
 def entropies(logits: Float[Array, "... V"], temperature: float | Float[Array, ""]) -> Float[Array, "..."]:
     """−Σ π_T log π_T in nats, of the untempered policy at a temperature of 0."""
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    peak = logits.max(-1, keepdims=True)
-    total = partition_sums(logits, peak, inverse).sum(-1)
-    scaled = (logits - peak) * inverse
+    max_logit = logits.max(-1, keepdims=True)
+    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
+    scaled = (logits - max_logit) * inverse
     weights = jnp.exp(scaled)
     # 0·log 0 = 0: the logits of masked tokens are -inf.
-    return jnp.log(total) - jnp.where(weights > 0, weights * scaled, 0.0).sum(-1) / total
+    return jnp.log(sum_exp) - jnp.where(weights > 0, weights * scaled, 0.0).sum(-1) / sum_exp
 
 
 def logit_gradients(
     logits: Float[Array, "... V"],
     tokens: Int[Array, "..."],
-    slopes: Float[Array, "..."],
+    cotangents: Float[Array, "..."],
     temperature: float | Float[Array, ""],
 ) -> Float[Array, "... V"]:
-    """Σ slope · ∂ log π_T / ∂ z of `select_logprobs`: slope · (onehot(y) − softmax(z / T)) / T."""
+    """Σ cotangent · ∂ log π_T / ∂ z of `select_logprobs`: cotangent · (onehot(y) − softmax(z / T)) / T."""
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    peak = logits.max(-1, keepdims=True)
-    total = partition_sums(logits, peak, inverse).sum(-1)
+    max_logit = logits.max(-1, keepdims=True)
+    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
     chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
-    slopes = slopes * inverse
-    return chosen * slopes[..., None] - jnp.exp((logits - peak) * inverse) * (slopes / total)[..., None]
+    cotangents = cotangents * inverse
+    return chosen * cotangents[..., None] - jnp.exp((logits - max_logit) * inverse) * (cotangents / sum_exp)[..., None]
 
 
 def hidden_states(
@@ -82,7 +82,7 @@ def hidden_states(
       segments: numbers that are equal within a sequence; a token sees those before it of its own.
       tap: as in `Qwen2.__call__`.
     """
-    attention = segment_attention(segments, model.attention, model.rows)
+    attention = segment_attention(segments, model.attention, model.activation_sharding)
     return model(tokens, positions, attention, tap=tap)[0]
 
 
@@ -115,8 +115,8 @@ def token_logprobs(
     kernel, rows = model.head.kernel[...], (hidden, tokens, wanted)
     if not model.splits(tokens.shape[0]):
         return chunks.logprobs(kernel, *rows, wanted.sum())
-    split = model.rows.spec
-    devices = math.prod(model.rows.mesh.shape[axis] for axis in split[0])
+    split = model.activation_sharding.spec
+    devices = math.prod(model.activation_sharding.mesh.shape[axis] for axis in split[0])
     most = wanted.reshape(devices, -1).sum(1).max()
     chunks = dataclasses.replace(chunks, manual_axes=split[0])
 
@@ -128,7 +128,8 @@ def token_logprobs(
         return chunks.logprobs(kernel, *rows)
 
     return jax.shard_map(
-        gather, mesh=model.rows.mesh, in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
+        gather, mesh=model.activation_sharding.mesh,
+        in_specs=(PartitionSpec(None, "fsdp"), *(split,) * 3, PartitionSpec()),
         out_specs=(split, split), axis_names={*split[0]},
     )(kernel, *rows, most)  # fmt: skip
 
@@ -173,15 +174,15 @@ class _Chunks:
             found = jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros((2, size))))
             return found[0], found[1]
 
-        def backward(known, slopes):
-            (kernel, states, targets), (slopes, _) = known, slopes
+        def backward(known, cotangents):
+            (kernel, states, targets), (cotangents, _) = known, cotangents
             rounded = kernel.astype(dtype)
 
             def add(i, gradients):
                 at, inside, chosen = self._part(targets, i)
                 mine = states[before(at)]
                 logits = self.model.logits(mine, rounded)
-                of_logits = logit_gradients(logits, chosen, jnp.where(inside, slopes[at], 0.0), self.temperature)
+                of_logits = logit_gradients(logits, chosen, jnp.where(inside, cotangents[at], 0.0), self.temperature)
                 of_logits = of_logits.astype(dtype)
                 return gradients[0] + outer(of_logits, mine), gradients[1].at[before(at)].add(of_logits @ rounded)
 

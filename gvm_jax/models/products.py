@@ -18,18 +18,18 @@ def matmul(x: Float[Array, "T K"], w: Float[Array, "K N"]) -> Float[Array, "T N"
     return x @ w
 
 
-def _backward(operands, slopes):
+def _backward(operands, cotangents):
     # Elsewhere than on a CPU results in float32 would only be sums over devices, twice the bytes on their links.
-    return jax.lax.platform_dependent(*operands, slopes, cpu=_float32_backward, default=_own_backward)
+    return jax.lax.platform_dependent(*operands, cotangents, cpu=_float32_backward, default=_own_backward)
 
 
-def _float32_backward(x, w, slopes):
-    of_x = jax.lax.dot_general(slopes, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
-    return of_x.astype(x.dtype), outer(x, slopes).astype(w.dtype)
+def _float32_backward(x, w, cotangents):
+    of_x = jax.lax.dot_general(cotangents, w, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)
+    return of_x.astype(x.dtype), outer(x, cotangents).astype(w.dtype)
 
 
-def _own_backward(x, w, slopes):
-    return slopes @ w.T, x.T @ slopes
+def _own_backward(x, w, cotangents):
+    return cotangents @ w.T, x.T @ cotangents
 
 
 matmul.defvjp(lambda x, w: (x @ w, (x, w)), _backward)

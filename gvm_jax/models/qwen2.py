@@ -19,8 +19,8 @@ from flax import nnx
 from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
-from gvm_jax.models.attention import IMPLEMENTATIONS, Attention
 from gvm_jax.models.config import Qwen2Config, in_ranges
+from gvm_jax.models.packed_attention import IMPLEMENTATIONS, Attention
 from gvm_jax.models.products import matmul
 
 # What of a layer the backward pass finds kept, and what it computes again.
@@ -150,11 +150,11 @@ class Qwen2(nnx.Module):
         remat: str = "none",
         stacked: bool = True,
         weight_dtype: str | None = None,
-        rows: NamedSharding | None = None,
+        activation_sharding: NamedSharding | None = None,
         attention: str = "xla",
     ):
         self.config, self.dtype, self.remat, self.stacked = config, dtype, remat, stacked
-        self.rows, self.attention = rows, attention
+        self.activation_sharding, self.attention = activation_sharding, attention
         depth = config.num_hidden_layers
         self.embed_tokens = Embedding(rngs, config, weight_dtype)
         if stacked:
@@ -209,13 +209,13 @@ class Qwen2(nnx.Module):
         Left to itself the compiler splits activations as the embedding's columns are, and reduces every product over
         the devices instead of gathering the weights.
         """
-        return jax.lax.with_sharding_constraint(x, self.rows) if self.splits(x.shape[0]) else x
+        return jax.lax.with_sharding_constraint(x, self.activation_sharding) if self.splits(x.shape[0]) else x
 
     def splits(self, rows: int) -> bool:
         """Whether so many rows are split over devices, of which there are several."""
-        if self.rows is None:
+        if self.activation_sharding is None:
             return False
-        devices = math.prod(self.rows.mesh.shape[axis] for axis in self.rows.spec[0])
+        devices = math.prod(self.activation_sharding.mesh.shape[axis] for axis in self.activation_sharding.spec[0])
         return devices > 1 and rows % devices == 0
 
     @property
@@ -268,7 +268,7 @@ class Model:
         remat: str = "none",
         stacked: bool = True,
         weight_dtype: str | None = None,
-        rows: NamedSharding | None = None,
+        activation_sharding: NamedSharding | None = None,
         attention: str = "xla",
     ):
         if weight_dtype not in (None, "int8"):
@@ -281,7 +281,9 @@ class Model:
         self.attention = attention
 
         def build(seed):
-            return Qwen2(config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, rows, attention)
+            return Qwen2(
+                config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, activation_sharding, attention
+            )
 
         self._build = build
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))

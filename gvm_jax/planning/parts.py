@@ -7,12 +7,12 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
+from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding, divisor
 from gvm_jax.planning.chips import Topology
-from gvm_jax.rollout import attention as rollout_attention
+from gvm_jax.rollout import paged_attention
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
@@ -86,10 +86,10 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     mesh = make_mesh(config.mesh, topology.devices())
     dtype, _ = resolve_compute_dtype(config.model.compute_dtype, topology.chip.platform)
     attention = resolve_attention(config.model.attention, dtype, topology.chip.platform)
-    model = Model(network, dtype, config.model.remat, rows=batch_sharding(mesh), attention=attention)
+    model = Model(network, dtype, config.model.remat, activation_sharding=batch_sharding(mesh), attention=attention)
     settings = RolloutSettings.from_config(config)
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
-        kernels = rollout_attention.resolve_attention(settings.attention, topology.chip.platform)
+        kernels = paged_attention.resolve_attention(settings.attention, topology.chip.platform)
         settings = dataclasses.replace(settings, attention="xla")
     steps = StepPrograms(config, model, mesh, num_prompts)
     tensor = settings.tensor or mesh.shape["tensor"]

@@ -7,8 +7,8 @@ from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from gvm_jax.rewards.domains import Limits, make_domain
-from gvm_jax.rewards.processes import WorkerPool
 from gvm_jax.rewards.verdicts import ACCEPTED, FAILURES, REJECTED, Status, Verdict, VerifierFailure
+from gvm_jax.rewards.worker_pool import WorkerPool
 
 if TYPE_CHECKING:
     import numpy as np
@@ -94,14 +94,14 @@ class Grader(contextlib.AbstractContextManager):
         """What a reward function of the user's own must return; "" = the verifier is ours."""
         return self._domain.contract
 
-    def submit(self, text: str, gold: str) -> PendingVerdict:
+    def submit(self, text: str, reference_answer: str) -> PendingVerdict:
         """Starts the grading of one response and returns at once.
 
         Args:
             text: the response.
-            gold: the reference that it is checked against.
+            reference_answer: the reference that it is checked against.
         """
-        return self._submit(self._domain.answer(text), gold)
+        return self._submit(self._domain.answer(text), reference_answer)
 
     def collect(
         self, pending: Sequence[PendingVerdict], check_interrupt: Callable[[], None] = lambda: None
@@ -136,12 +136,12 @@ class Grader(contextlib.AbstractContextManager):
                 "the answers themselves are to blame, raise rewards.max_failure_rate: each of them scores 0."
             )
 
-    def grade(self, texts: Sequence[str], golds: Sequence[str]) -> list[Verdict]:
+    def grade(self, texts: Sequence[str], reference_answers: Sequence[str]) -> list[Verdict]:
         """Grades responses; equal pairs of answer and reference are verified once.
 
         Args:
             texts: responses.
-            golds: the reference answer of each.
+            reference_answers: the reference answer of each.
 
         Returns:
             The verdicts in the order of the responses.
@@ -149,7 +149,10 @@ class Grader(contextlib.AbstractContextManager):
         Raises:
             VerifierFailure: timeouts and errors are more than `max_failure_rate` of the verdicts.
         """
-        pairs = [(self._domain.answer(text), gold) for text, gold in zip(texts, golds, strict=True)]
+        pairs = [
+            (self._domain.answer(text), reference_answer)
+            for text, reference_answer in zip(texts, reference_answers, strict=True)
+        ]
         pending = {pair: self._submit(*pair) for pair in dict.fromkeys(pairs)}
         return self.collect([pending[pair] for pair in pairs])
 
@@ -165,20 +168,24 @@ class Grader(contextlib.AbstractContextManager):
         self._pool.wait(outcomes, check_interrupt)
         return [outcome.exception() is None and outcome.result() for outcome in outcomes]
 
-    def parses(self, golds: Sequence[str]) -> "np.ndarray":
+    def parses(self, reference_answers: Sequence[str]) -> "np.ndarray":
         """Which references the verifier can use, bool[n]; not one that hangs or kills it."""
         import numpy as np  # not above: workers import this module, and numpy starts a thread per core
 
         checks = [
-            _decided(True) if self._domain.surely_parses(gold) else self._pool.run(self._domain.parses, gold)
-            for gold in golds
+            _decided(True)
+            if self._domain.surely_parses(reference_answer)
+            else self._pool.run(self._domain.parses, reference_answer)
+            for reference_answer in reference_answers
         ]
         self._pool.wait(checks)
         return np.array([check.exception() is None and check.result() for check in checks], dtype=bool)
 
-    def _submit(self, answer: str | None, gold: str) -> PendingVerdict:
-        known = self._domain.known(answer, gold) if answer else False
-        outcome = self._pool.run(self._domain.check, answer, gold) if known is None else _decided(_GRADES[known])
+    def _submit(self, answer: str | None, reference_answer: str) -> PendingVerdict:
+        known = self._domain.known(answer, reference_answer) if answer else False
+        outcome = (
+            self._pool.run(self._domain.check, answer, reference_answer) if known is None else _decided(_GRADES[known])
+        )
         return PendingVerdict(self._pool, answer, outcome)
 
 

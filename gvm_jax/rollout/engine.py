@@ -11,8 +11,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model, Params, unstack
 from gvm_jax.models.sharding import check_axes, divisor, param_shardings, replicated
-from gvm_jax.rollout.attention import PagedAttention, resolve_attention
 from gvm_jax.rollout.inputs import make_batch, make_calls, stack
+from gvm_jax.rollout.paged_attention import PagedAttention, resolve_attention
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.programs import CompiledPrograms, Programs
 from gvm_jax.rollout.rollouts import Samples

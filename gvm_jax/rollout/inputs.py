@@ -6,29 +6,33 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
-from gvm_jax.rollout.attention import make_tiles
+from gvm_jax.rollout.paged_attention import make_tiles
 from gvm_jax.rollout.pages import TRASH_PAGE, pages_for
 from gvm_jax.rollout.programs import Batch
-from gvm_jax.rollout.scheduler import Piece, Plan, Scheduler
-from gvm_jax.rollout.settings import PIECE, RolloutSettings
+from gvm_jax.rollout.scheduler import Plan, PrefillChunk, Scheduler
+from gvm_jax.rollout.settings import PREFILL_CHUNK, RolloutSettings
 
 
-def make_calls(pieces: Sequence[Piece], settings: RolloutSettings) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Tokens, positions and page tables of prefill calls: rows of `PIECE` tokens, from any sequences. At least one."""
-    rows = pages_for(settings.prefill_tokens, PIECE)
+def make_calls(
+    chunks: Sequence[PrefillChunk], settings: RolloutSettings
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Tokens, positions and page tables of prefill calls: rows of `PREFILL_CHUNK` tokens. At least one call."""
+    rows = pages_for(settings.prefill_tokens, PREFILL_CHUNK)
     tokens, positions, tables = [], [], []
-    for piece in pieces:
-        for begin in range(0, len(piece.tokens), PIECE):
-            part = piece.tokens[begin : begin + PIECE]
-            tokens.append(np.pad(part, (0, PIECE - len(part))))
-            at = piece.begin + begin + np.arange(PIECE)
-            positions.append(np.where(np.arange(PIECE) < len(part), at, -1))
-            tables.append(piece.pages)
+    for chunk in chunks:
+        for begin in range(0, len(chunk.tokens), PREFILL_CHUNK):
+            part = chunk.tokens[begin : begin + PREFILL_CHUNK]
+            tokens.append(np.pad(part, (0, PREFILL_CHUNK - len(part))))
+            at = chunk.begin + begin + np.arange(PREFILL_CHUNK)
+            positions.append(np.where(np.arange(PREFILL_CHUNK) < len(part), at, -1))
+            tables.append(chunk.pages)
     calls = []
     for begin in range(0, max(len(tokens), 1), rows):
-        call = np.zeros((rows, PIECE), np.int32), np.full((rows, PIECE), -1, np.int32)
-        # A kernel may take a short piece for a whole one: its table reaches as far.
-        table = np.full((rows, pages_for(settings.max_tokens + PIECE, settings.page_size)), TRASH_PAGE, np.int32)
+        call = np.zeros((rows, PREFILL_CHUNK), np.int32), np.full((rows, PREFILL_CHUNK), -1, np.int32)
+        # A kernel may take a short chunk for a whole one: its table reaches as far.
+        table = np.full(
+            (rows, pages_for(settings.max_tokens + PREFILL_CHUNK, settings.page_size)), TRASH_PAGE, np.int32
+        )
         for i in range(len(tokens[begin : begin + rows])):
             call[0][i], call[1][i] = tokens[begin + i], positions[begin + i]
             table[i, : len(tables[begin + i])] = tables[begin + i]

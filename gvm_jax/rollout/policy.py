@@ -14,8 +14,8 @@ from gvm_jax.rollout.inputs import make_batch, make_calls, make_copies, stack
 from gvm_jax.rollout.programs import CompiledPrograms
 from gvm_jax.rollout.replicas import Replicas
 from gvm_jax.rollout.rollouts import Rollouts, Samples
-from gvm_jax.rollout.scheduler import Piece, Request, Scheduler
-from gvm_jax.rollout.settings import PIECE
+from gvm_jax.rollout.scheduler import PrefillChunk, Request, Scheduler
+from gvm_jax.rollout.settings import PREFILL_CHUNK
 
 
 @dataclasses.dataclass
@@ -201,10 +201,10 @@ class Sampling:
     def _dispatch(self) -> None:
         programs, settings = self._programs, self._programs.settings
         self._policy._cache = None
-        plans = self._replicas.plan(PIECE, settings.prefill_tokens)
+        plans = self._replicas.plan(PREFILL_CHUNK, settings.prefill_tokens)
         self.stats.preemptions = self._replicas.preemptions
-        if any(plan.pieces for plan in plans):
-            self._compute([plan.pieces for plan in plans])
+        if any(plan.chunks for plan in plans):
+            self._compute([plan.chunks for plan in plans])
         if any(plan.copy_to for plan in plans):
             source, target = stack([make_copies(plan, settings) for plan in plans])
             self._cache = programs.copy_pages(self._cache, source, target)
@@ -223,11 +223,11 @@ class Sampling:
         self.stats.decode_blocks += 1
         self._ready = now
 
-    def _compute(self, pieces: Sequence[list[Piece]]) -> None:
-        """Computes the pieces of each replica, in as many calls as the busiest needs."""
+    def _compute(self, chunks: Sequence[list[PrefillChunk]]) -> None:
+        """Computes the chunks of each replica, in as many calls as the busiest needs."""
         begin = time.perf_counter()
         self.stats.idle_seconds += begin - self._ready
-        calls = [make_calls(of_replica, self._programs.settings) for of_replica in pieces]
+        calls = [make_calls(of_replica, self._programs.settings) for of_replica in chunks]
         (nothing,) = make_calls([], self._programs.settings)
         for turn in itertools.zip_longest(*calls, fillvalue=nothing):
             call = stack(turn)
@@ -236,4 +236,4 @@ class Sampling:
         jax.block_until_ready(self._cache)
         self._ready = time.perf_counter()
         self.stats.prefill_seconds += self._ready - begin
-        self.stats.prefill_tokens += sum(len(piece.tokens) for of_replica in pieces for piece in of_replica)
+        self.stats.prefill_tokens += sum(len(chunk.tokens) for of_replica in chunks for chunk in of_replica)

@@ -1,4 +1,4 @@
-"""The engine's jitted programs: prefill pieces of prompts, copy pages, decode a block of steps.
+"""The engine's jitted programs: prefill chunks of prompts, copy pages, decode a block of steps.
 
 All shapes are fixed by the settings, so each program is compiled once for each width of a batch. The cache is donated
 to every call. Each replica runs them on its own sequences, inside a `jax.shard_map` over the mesh axis "data".
@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.models.logprobs import select_logprobs
 from gvm_jax.models.qwen2 import Model, Params
-from gvm_jax.rollout.attention import PagedAttention, Tiles
+from gvm_jax.rollout.paged_attention import PagedAttention, Tiles
 from gvm_jax.rollout.sampling import sample_key, sample_tokens
 from gvm_jax.rollout.settings import RolloutSettings
 
@@ -53,9 +53,9 @@ class Programs:
         positions: Int[Array, "B C"],
         tables: Int[Array, "B M"],
     ) -> Float[Array, "LP page KV2 D"]:
-        """Write the keys and values of pieces of sequences; a negative position marks padding.
+        """Write the keys and values of chunks of sequences; a negative position marks padding.
 
-        Each layer writes all pieces before any is read, so one call may hold all the pieces of a sequence.
+        Each layer writes all chunks before any is read, so one call may hold all the chunks of a sequence.
         """
         attention = self.attention.prefill(tables, positions)
         _, cache = self.model.bind(params)(tokens, jnp.maximum(positions, 0), attention, cache)

@@ -28,10 +28,10 @@ class Replicas:
         """Samples that lost their pages and were computed again."""
         return sum(scheduler.preemptions for scheduler in self.schedulers)
 
-    def plan(self, piece_tokens: int, batch_tokens: int) -> list[Plan]:
+    def plan(self, chunk_tokens: int, batch_tokens: int) -> list[Plan]:
         """The next block of each replica; arguments as of `Scheduler.plan`."""
         self._balance()
-        return [scheduler.plan(piece_tokens, batch_tokens) for scheduler in self.schedulers]
+        return [scheduler.plan(chunk_tokens, batch_tokens) for scheduler in self.schedulers]
 
     def _balance(self) -> None:
         """Moves samples that would wait for a slot to slots that would stay free."""

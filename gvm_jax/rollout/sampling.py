@@ -25,11 +25,11 @@ def sample_tokens(
     writes the probabilities: the logits are read twice, and then the one chunk of them that the draw falls into.
     """
     inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    peak = logits.max(-1, keepdims=True)
+    max_logit = logits.max(-1, keepdims=True)
     kept = logits
     if top_k or top_p < 1.0:
-        kept = jnp.where(logits >= _least_kept(logits, peak, inverse, top_p, top_k), logits, -jnp.inf)
-    sums = partition_sums(kept, peak, inverse)  # uncut, those of the token's log-probability too: computed once
+        kept = jnp.where(logits >= _least_kept(logits, max_logit, inverse, top_p, top_k), logits, -jnp.inf)
+    sums = partition_sums(kept, max_logit, inverse)  # uncut, those of the token's log-probability too: computed once
     cumulative = jnp.cumsum(sums, axis=-1)
     uniform = jax.vmap(lambda key: jax.random.uniform(key, ()))(keys)
     target = uniform * cumulative[:, -1]
@@ -38,19 +38,21 @@ def sample_tokens(
     before = jnp.take_along_axis(cumulative - sums, chunk[:, None], axis=1)[:, 0]
     at = chunk[:, None] * VOCABULARY_CHUNK + jnp.arange(VOCABULARY_CHUNK)
     inner = jnp.take_along_axis(kept, at, axis=1, mode="fill", fill_value=-jnp.inf)
-    weights = jnp.exp((inner - peak) * inverse)
+    weights = jnp.exp((inner - max_logit) * inverse)
     drawn = _first_above(jnp.cumsum(weights, axis=-1), weights, target - before)
     return jnp.where(temperature > 0, chunk * VOCABULARY_CHUNK + drawn, likeliest).astype(jnp.int32)
 
 
-def _least_kept(logits: Float[Array, "S V"], peak: Float[Array, "S 1"], inverse, top_p, top_k) -> Float[Array, "S 1"]:
+def _least_kept(
+    logits: Float[Array, "S V"], max_logit: Float[Array, "S 1"], inverse, top_p, top_k
+) -> Float[Array, "S 1"]:
     """The smallest logit that the cuts keep: the k-th largest, then the last one of the nucleus."""
-    least = jnp.full_like(peak, -jnp.inf)
+    least = jnp.full_like(max_logit, -jnp.inf)
     if top_k:
         least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
     if top_p < 1.0:
         descending = -jnp.sort(-logits, axis=-1)
-        weights = jnp.where(descending >= least, jnp.exp((descending - peak) * inverse), 0.0)
+        weights = jnp.where(descending >= least, jnp.exp((descending - max_logit) * inverse), 0.0)
         before = jnp.cumsum(weights, axis=-1) - weights
         inside = (weights > 0) & (before < top_p * weights.sum(-1, keepdims=True))
         least = jnp.min(jnp.where(inside, descending, jnp.inf), axis=-1, keepdims=True)

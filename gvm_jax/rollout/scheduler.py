@@ -43,7 +43,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class PrefillChunk:
     """Tokens whose keys and values must be computed before the next block of decode steps."""
 
     tokens: Int[np.ndarray, " n"]
@@ -53,9 +53,9 @@ class Piece:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What the device does next: compute pieces, copy pages, then decode the slots in this order."""
+    """What the device does next: compute chunks, copy pages, then decode the slots in this order."""
 
-    pieces: list[Piece]
+    chunks: list[PrefillChunk]
     copy_from: list[int]
     copy_to: list[int]
     slots: Int[np.ndarray, " n"]
@@ -68,7 +68,7 @@ class Scheduler:
     the prompt's full pages, then a copy of its last, partly filled one, which takes the sample's own tokens too. Pages
     are handed out a block of steps ahead. When none are left, prompts whose samples all wait lose theirs, then the
     sample admitted last does: it goes back to the head of the queue, and what it had sampled is computed again (one
-    piece, not step by step) when there is room.
+    chunk, not step by step) when there is room.
     """
 
     def __init__(self, samples: Samples, slots: int, num_pages: int, page_size: int, max_tokens: int, block_steps: int):
@@ -136,20 +136,20 @@ class Scheduler:
         """The request that a slot samples."""
         return self._groups[self.group[slot]]
 
-    def plan(self, piece_tokens: int, batch_tokens: int) -> Plan:
+    def plan(self, chunk_tokens: int, batch_tokens: int) -> Plan:
         """Gives every running sample the pages of its next block and admits waiting ones.
 
         Args:
-          piece_tokens: prompts are computed in pieces of so many tokens ...
+          chunk_tokens: prompts are computed in chunks of so many tokens ...
           batch_tokens: ... and so many tokens at once: room that is left takes the prompts that come next.
         """
         plan = Plan([], [], [], None)
         self._grow()
         while not self.active.all() and self._admit(plan):
             pass
-        used = sum(pages_for(len(piece.tokens), piece_tokens) for piece in plan.pieces) * piece_tokens
+        used = sum(pages_for(len(chunk.tokens), chunk_tokens) for chunk in plan.chunks) * chunk_tokens
         if used:
-            self._look_ahead(plan, -used % batch_tokens // piece_tokens, piece_tokens)
+            self._look_ahead(plan, -used % batch_tokens // chunk_tokens, chunk_tokens)
         slots = np.flatnonzero(self.active)
         # Longest first: attention reads neighbours together, as far as the longest of them.
         own = self.position[slots] - self._shared_pages[slots] * self._page_size
@@ -213,7 +213,7 @@ class Scheduler:
         if len(response):
             begin = shared * self._page_size
             known = np.concatenate([group.tokens[:-1], group.tokens[-1:], response[:-1]])
-            plan.pieces.append(Piece(known[begin:], begin, self.page_table[slot].copy()))
+            plan.chunks.append(PrefillChunk(known[begin:], begin, self.page_table[slot].copy()))
         elif shared < len(group.pages):
             plan.copy_from.append(int(group.pages[shared]))
             plan.copy_to.append(int(pages[0]))
@@ -232,20 +232,20 @@ class Scheduler:
                 self._queue.pop(0)
         return True
 
-    def _look_ahead(self, plan: Plan, pieces: int, piece_tokens: int) -> None:
+    def _look_ahead(self, plan: Plan, chunks: int, chunk_tokens: int) -> None:
         for _, index in self._queue:
             group = self._groups[index]
             if group.pages is not None:
                 continue
-            pieces -= pages_for(group.cached, piece_tokens)
+            chunks -= pages_for(group.cached, chunk_tokens)
             need = pages_for(group.cached, self._page_size) + pages_for(self._block_steps, self._page_size)
-            if pieces < 0 or self._pool.num_free < need + self._reserve():
+            if chunks < 0 or self._pool.num_free < need + self._reserve():
                 break
             self._compute_prompt(plan, group)
 
     def _compute_prompt(self, plan: Plan, group: _Group) -> None:
         group.pages = self._pool.allocate(pages_for(group.cached, self._page_size))
-        plan.pieces.append(Piece(group.tokens[:-1], 0, group.pages))
+        plan.chunks.append(PrefillChunk(group.tokens[:-1], 0, group.pages))
 
     def _reserve(self) -> int:
         """A page for each running sample that may still need one, so that an admission seldom ends in a preemption."""

@@ -5,7 +5,7 @@ import dataclasses
 from gvm_jax.config import ConfigError
 from gvm_jax.rollout.pages import least_pages, pages_for
 
-PIECE = 32  # prompt tokens in a row of a prefill call; a prompt's last piece is the only padding
+PREFILL_CHUNK = 32  # prompt tokens in a row of a prefill call; a prompt's last chunk is the only padding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +54,7 @@ class RolloutSettings:
     def num_pages(self) -> int:
         """Pages of a layer, the trash page included."""
         sequence = least_pages(self.max_prompt_tokens, self.max_new_tokens, self.page_size) - 1
-        ahead = pages_for(self.prefill_tokens, PIECE) + pages_for(self.prefill_tokens, self.page_size)
+        ahead = pages_for(self.prefill_tokens, PREFILL_CHUNK) + pages_for(self.prefill_tokens, self.page_size)
         return self.pages or 1 + self.slots * sequence + ahead
 
     @property

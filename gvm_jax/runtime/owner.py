@@ -22,7 +22,7 @@ from typing import IO
 from absl import logging
 
 from gvm_jax.config import ConfigError
-from gvm_jax.runtime import processes
+from gvm_jax.runtime import collectives
 from gvm_jax.runtime.metrics import naming
 from gvm_jax.runtime.workdir import workdir_path
 
@@ -50,7 +50,7 @@ class Owner:
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
         self._folder = workdir_path(workdir)
         self._remote = "://" in os.fspath(self._folder)
-        self._active = processes.is_first()
+        self._active = collectives.is_first()
         self._file: IO[str] | None = None
         self._name = ""  # what stands in `lock` while this run holds it
 

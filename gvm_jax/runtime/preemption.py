@@ -8,7 +8,7 @@ from types import FrameType
 
 import jax
 
-from gvm_jax.runtime import processes
+from gvm_jax.runtime import collectives
 
 # Of a run that was told to stop, saved, and can be resumed by the same command: the shell's code for a
 # process ended by SIGTERM. Not 0, since a supervisor must not take an interrupted run for a finished one.
@@ -99,10 +99,10 @@ class StopSignal:
         Processes hear of it at different points of their work; whoever waits for others afterwards asks them first.
         """
         if self._requested:
-            processes.announce("stop")
+            collectives.announce("stop")
         elif jax.process_count() > 1 and time.monotonic() > self._next_question:
             self._next_question = time.monotonic() + _QUESTION_SECONDS
-            self._requested = processes.announced("stop")
+            self._requested = collectives.announced("stop")
         if self._requested:
             next_time = "begins where this one did" if self.nothing_to_lose else "resumes the run"
             raise Preempted(f"stopped on request; the same command {next_time}")

@@ -224,8 +224,8 @@ def _factored_norms(
         return _norms(module, paths, rows, errors, None, samples)
     tap = jnp.zeros((*rows.tokens.shape, module.config.hidden_size), module.dtype)
     states, backward = jax.vjp(predict, tap)
-    errors = prediction_errors(head, states, rows.tokens, inside, temperature, masked, paths.head, pullback=True)
-    (deltas,) = backward(errors.pullback.astype(states.dtype))
+    errors = prediction_errors(head, states, rows.tokens, inside, temperature, masked, paths.head, vjp=True)
+    (deltas,) = backward(errors.vjp.astype(states.dtype))
     return _norms(module, paths, rows, errors, deltas, samples)
 
 
@@ -276,7 +276,7 @@ class PredictionErrors(NamedTuple):
     inverse: float  # 1 / T
     masked: tuple[range, ...]  # ids that have no probability
     products: Float[Array, "B T T"] | None  # e_t · e_t'
-    pullback: Float[Array, "B T D"] | None  # Uᵀ e_t / T: the gradient with respect to h_t
+    vjp: Float[Array, "B T D"] | None  # Uᵀ e_t / T: the gradient with respect to h_t
 
     def at(self, head: Float[Array, "V D"], tokens: Int[Array, "B S"]) -> Float[Array, "B T S"]:
         """e_t[x_s], the errors' entries at tokens x_s."""
@@ -295,7 +295,7 @@ def prediction_errors(
     temperature: float,
     masked: tuple[range, ...] = (),
     products: bool = False,
-    pullback: bool = False,
+    vjp: bool = False,
 ) -> PredictionErrors:
     """The errors of predicting `targets` from `states`, in one pass over blocks of the vocabulary.
 
@@ -303,7 +303,7 @@ def prediction_errors(
     softmax, arXiv 1805.02867, algorithm 3), so no logit is computed twice. The target's own column is left out: the
     small error of a confident token is then a sum of small terms, and not a difference of large ones.
 
-    A row costs 2·T·V·D operations for the logits, as many for the pullback, and T²·V for half of the products, the
+    A row costs 2·T·V·D operations for the logits, as many for the vjp, and T²·V for half of the products, the
     other half being the same; the norm of the gradient itself, block by block, would want the logits twice, so 4·T·V·D,
     which is more as long as T < 4·D. In memory are T logits for each token of a block, and the [T, T] products.
 
@@ -315,7 +315,7 @@ def prediction_errors(
       temperature: T of the softmax.
       masked: ids that have no probability, as in `Qwen2Config`.
       products: whether to compute them.
-      pullback: whether to compute it.
+      vjp: whether to compute it.
     """
     (rows, length, width), vocabulary = states.shape, head.shape[0]
     block = min(VOCABULARY_BLOCK, vocabulary)
@@ -323,15 +323,15 @@ def prediction_errors(
     parts = [slice(begin, min(begin + PRODUCT_BLOCK, length)) for begin in range(0, length, PRODUCT_BLOCK)]
 
     def add_block(sums, i):
-        peak, total, squares, pulled = sums
+        max_logit, total, squares, pulled = sums
         begin = jnp.minimum(i * block, vocabulary - block)  # the last block may overlap the one before it
         ids = begin + jnp.arange(block)
         vectors = jax.lax.dynamic_slice_in_dim(head, begin, block)
         counted = (ids >= i * block) & ~in_ranges(ids, masked) & (ids != targets[..., None])
         logits = jnp.where(counted, _dot("btd,vd->btv", states, vectors), -jnp.inf)
-        new_peak = jnp.maximum(peak, logits.max(-1))
-        weights = jnp.exp((logits - new_peak[..., None]) * inverse)
-        decay = jnp.exp((peak - new_peak) * inverse)
+        new_max = jnp.maximum(max_logit, logits.max(-1))
+        weights = jnp.exp((logits - new_max[..., None]) * inverse)
+        decay = jnp.exp((max_logit - new_max) * inverse)
         total = total * decay + weights.sum(-1)
         weights = weights.astype(states.dtype)
         if products:
@@ -340,23 +340,23 @@ def prediction_errors(
                 + _dot("btv,bsv->bts", weights[:, at], weights[:, : at.stop])
                 for at, known in zip(parts, squares, strict=True)
             ]
-        if pullback:
+        if vjp:
             pulled = pulled * decay[..., None] + _dot("btv,vd->btd", weights, vectors)
-        return (new_peak, total, squares, pulled), None
+        return (new_max, total, squares, pulled), None
 
     sums = (
         jnp.full((rows, length), jnp.finfo(jnp.float32).min),
         jnp.zeros((rows, length)),
         [jnp.zeros((rows, at.stop - at.start, at.stop)) for at in parts] if products else None,
-        jnp.zeros((rows, length, width)) if pullback else None,
+        jnp.zeros((rows, length, width)) if vjp else None,
     )
-    (peak, total, squares, pulled), _ = jax.lax.scan(add_block, sums, jnp.arange(-(-vocabulary // block)))
+    (max_logit, total, squares, pulled), _ = jax.lax.scan(add_block, sums, jnp.arange(-(-vocabulary // block)))
 
-    log_others = jnp.log(total) + peak * inverse
+    log_others = jnp.log(total) + max_logit * inverse
     own = _dot("btd,btd->bt", states, head[targets]) * inverse
     log_total = jnp.where(inside, jnp.logaddexp(log_others, own), jnp.inf)
     missed = jnp.exp(log_others - log_total)
-    scale = jnp.exp(peak * inverse - log_total)  # turns sums into sums of probabilities
+    scale = jnp.exp(max_logit * inverse - log_total)  # turns sums into sums of probabilities
     errors = PredictionErrors(states, targets, missed, log_total, inverse, masked, None, None)
     if products:
         mixed = missed[:, None] * errors.at(head, targets)  # e_t[y_t'] · e_t'[y_t'], [B, t, t']
@@ -366,9 +366,9 @@ def prediction_errors(
         squares = squares * scale[:, :, None] * scale[:, None]
         squares += mixed + mixed.swapaxes(1, 2) - jnp.where(same, missed[:, :, None] * missed[:, None], 0.0)
         errors = errors._replace(products=squares)
-    if pullback:
+    if vjp:
         pulled = missed[..., None] * head[targets] - scale[..., None] * pulled
-        errors = errors._replace(pullback=pulled * inverse)
+        errors = errors._replace(vjp=pulled * inverse)
     return errors
 
 

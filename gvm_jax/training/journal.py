@@ -14,7 +14,7 @@ from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker
 from gvm_jax.training.guard import save_batch
-from gvm_jax.training.sampler import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, GradedRollouts
 from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.step import StepMetrics
 
@@ -35,7 +35,7 @@ class Totals:
     skipped_updates: int = 0  # and those that were not, since their loss or gradient was not finite
     seconds: dict[str, float] = dataclasses.field(default_factory=dict)  # by phase
 
-    def add(self, graded: Graded, metrics: StepMetrics, updates: int, seconds: dict[str, float]) -> None:
+    def add(self, graded: GradedRollouts, metrics: StepMetrics, updates: int, seconds: dict[str, float]) -> None:
         """Add one step."""
         self.steps += 1
         self.prompts += int((metrics.counts > 0).sum())
@@ -59,7 +59,7 @@ class Totals:
         return {f"total/{name}": value for name, value in fields.items()} | total | by_phase
 
 
-def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]) -> dict[str, float]:
+def step_scalars(graded: GradedRollouts, metrics: StepMetrics, seconds: dict[str, float]) -> dict[str, float]:
     """The metrics of one step (host arrays), without the totals."""
     rollouts, info, drawn = graded.rollouts, metrics.allocation, len(graded.scores)
     diagnostics = {field.name: getattr(metrics.diagnostics, field.name) for field in dataclasses.fields(Diagnostics)}
@@ -78,7 +78,7 @@ def step_scalars(graded: Graded, metrics: StepMetrics, seconds: dict[str, float]
         "train/skipped_updates": metrics.skipped_updates,
         "train/clip_fraction": metrics.clip_fraction,
         "train/entropy": metrics.entropy,
-        "train/useful_tokens": metrics.useful_tokens,
+        "train/packing_efficiency": metrics.packing_efficiency,
         **corrected,
         "train/kl": metrics.kl,
         "allocation/min_count": metrics.counts.min(),
@@ -191,7 +191,7 @@ class Journal:
     def step(
         self,
         prompt_ids: np.ndarray,
-        graded: Graded,
+        graded: GradedRollouts,
         metrics: StepMetrics,
         updates: int,
         seconds: dict[str, float],
@@ -223,7 +223,7 @@ class Journal:
         if self._tracker is not None:
             self._tracker.write(step, scalars, table)
 
-    def _warn_of_skipped(self, step: int, prompt_ids: np.ndarray, graded: Graded, metrics: StepMetrics) -> None:
+    def _warn_of_skipped(self, step: int, prompt_ids: np.ndarray, graded: GradedRollouts, metrics: StepMetrics) -> None:
         problem = (
             f"step {step}: {int(metrics.skipped_updates)} updates were left out, since their loss or gradient was not "
             f"finite (means: {float(metrics.loss)}, {float(metrics.gradient_norm)}); {int(metrics.skipped_in_a_row)} "

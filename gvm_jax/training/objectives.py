@@ -2,7 +2,7 @@
 
 The loss of a step is a sum over its trained samples j, answers y_j to prompts i, and their tokens t,
 
-    L = −Σ_j mix_j · weight_j · Σ_t gain(ratio_jt, A_j) / denominator.
+    L = −Σ_j mixture_weight_j · weight_j · Σ_t gain(ratio_jt, A_j) / denominator.
 
 The algorithm says what a sample's advantage A_j is and which importance ratio is clipped (`ALGORITHMS`), the weighting
 what samples and tokens weigh, and so which objective is maximised (`WEIGHTINGS`). A prompt has n trained samples, k of
@@ -167,8 +167,10 @@ class SampleTerms:
     """What the loss needs of each of N samples besides its log-probabilities; zeros for those not trained on."""
 
     advantage: Float[Array, " N"]
-    weight: Float[Array, " N"]  # mix · weight of the gain
-    kl_weight: Float[Array, " N"]  # mix · weight of the KL term: over all trained samples of a prompt, accepted or not
+    weight: Float[Array, " N"]  # mixture_weight · weight of the gain
+    kl_weight: Float[
+        Array, " N"
+    ]  # mixture_weight · weight of the KL term: over all trained samples of a prompt, accepted or not
     trained: Bool[Array, " N"]  # in the loss, with or without a gradient
 
 
@@ -224,7 +226,7 @@ class Objective:
         rewards: Float[Array, " N"],
         segments: Int[Array, " N"],
         num_segments: int,
-        mix: Float[Array, " N"],
+        mixture_weight: Float[Array, " N"],
         counted: Bool[Array, " N"],
         trained: Bool[Array, " N"],
     ) -> SampleTerms:
@@ -237,7 +239,7 @@ class Objective:
           segments: samples of one prompt (drawn in one go) share a number in [0, num_segments); of padding it may be
             `num_segments`.
           num_segments: static.
-          mix: factor of each sample's segment; 1, or λ and 1−λ of pilot and fresh samples.
+          mixture_weight: factor of each sample's segment; 1, or λ and 1−λ of pilot and fresh samples.
           counted: samples whose rewards are in their group's mean and std.
           trained: samples in the loss, over which weights are shared out; each of them is counted too.
         """
@@ -246,10 +248,10 @@ class Objective:
         group = group_statistics(rewards, segments, num_segments, counted)
         advantage = jnp.where(trained, ALGORITHMS[self.algorithm].advantage(rewards, group), 0.0)
         if weighting.samples == "none":
-            return SampleTerms(advantage, mix * trained, mix * trained, trained)
-        kl_weight = weight = mix * equal_shares(trained, segments, num_segments)
+            return SampleTerms(advantage, mixture_weight * trained, mixture_weight * trained, trained)
+        kl_weight = weight = mixture_weight * equal_shares(trained, segments, num_segments)
         if weighting.samples == "accepted":
-            weight = mix * equal_shares(trained & (rewards > 0), segments, num_segments)
+            weight = mixture_weight * equal_shares(trained & (rewards > 0), segments, num_segments)
         return SampleTerms(advantage, weight, kl_weight, trained)
 
     def has_gradient(self, terms: SampleTerms) -> Bool[Array, "..."]:

@@ -17,11 +17,11 @@ from gvm_jax.models.sharding import replicated
 from gvm_jax.rewards import Verdict
 from gvm_jax.rewards.scores import group_answers, ks, majority, pass_at_k
 from gvm_jax.rollout.policy import Policy
-from gvm_jax.runtime import processes
+from gvm_jax.runtime import collectives
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import describe_devices, put
 from gvm_jax.training.programs import StepPrograms
-from gvm_jax.training.sampler import Answer, Graded, Sampler
+from gvm_jax.training.sampler import Answer, GradedRollouts, Sampler
 from gvm_jax.training.state import TrainState
 from gvm_jax.training.step import StepMetrics
 
@@ -73,7 +73,7 @@ class Run:
         """The state before the first step, with the weights of `model.path`."""
         return self._programs.new_state(self.sampler.load_params(), self.stream[0])
 
-    def collect(self, state: TrainState) -> tuple[TrainState, Graded]:
+    def collect(self, state: TrainState) -> tuple[TrainState, GradedRollouts]:
         """Samples and grades the prompts of a step, in one round or in those of its allocation.
 
         Returns the state that the train step takes (in pilot mode statistics and counts have moved on) and the
@@ -84,7 +84,7 @@ class Run:
         ids = np.asarray(state.prompt_ids)
         policy = self._load(state)
 
-        def sample(state: TrainState, counts, first_sample) -> Graded:
+        def sample(state: TrainState, counts, first_sample) -> GradedRollouts:
             lengths = np.asarray(self._programs.response_length(state.statistics, ids))
             return self.sampler.sample(policy, self.prompts, ids, counts, key, temperature, first_sample, lengths)
 
@@ -94,7 +94,9 @@ class Run:
             return state, self._rounds(state, sample)
         return state, sample(state, np.asarray(state.counts), 0)
 
-    def _pilot_round(self, state: TrainState, sample: Callable[..., Graded]) -> tuple[TrainState, Graded]:
+    def _pilot_round(
+        self, state: TrainState, sample: Callable[..., GradedRollouts]
+    ) -> tuple[TrainState, GradedRollouts]:
         """Pilots first, then what they allocate."""
         pilots = self._step.pilot_samples
         pilot = sample(state, np.full(len(state.prompt_ids), pilots, np.int32), 0)
@@ -102,9 +104,9 @@ class Run:
             observed, counts = self._programs.after_pilot(state, pilot.rollouts, pilot.scores)
             state = state.replace(statistics=observed, counts=counts)
             counts = np.asarray(counts)
-        return state, Graded.concatenate([pilot, sample(state, counts, pilots)])
+        return state, GradedRollouts.concatenate([pilot, sample(state, counts, pilots)])
 
-    def _rounds(self, state: TrainState, sample: Callable[..., Graded]) -> Graded:
+    def _rounds(self, state: TrainState, sample: Callable[..., GradedRollouts]) -> GradedRollouts:
         """Round after round until the strategy asks for no more; rows by prompt, then the padding up to the budget."""
         counts, parts = np.asarray(state.counts), []
         trials, successes = np.zeros_like(counts), np.zeros_like(counts)
@@ -115,10 +117,12 @@ class Run:
             successes = successes + np.bincount(part.rollouts.group, part.scores > 0, len(counts)).astype(np.int32)
             with self.timer("allocation"):
                 counts = np.asarray(self._programs.more_counts(Progress(successes, trials, np.int32(len(parts)))))
-        graded = Graded.concatenate(parts).by_prompt()
+        graded = GradedRollouts.concatenate(parts).by_prompt()
         return dataclasses.replace(graded, rollouts=graded.rollouts.pad(self._step.budget, group=len(counts)))
 
-    def update(self, state: TrainState, graded: Graded, candidates: np.ndarray) -> tuple[TrainState, StepMetrics]:
+    def update(
+        self, state: TrainState, graded: GradedRollouts, candidates: np.ndarray
+    ) -> tuple[TrainState, StepMetrics]:
         """The jitted train step; `candidates` are those of the next one. What it takes is put on the devices here.
 
         Any other transfer from or to the host is an error, since it would make the devices wait at every step.
@@ -157,7 +161,7 @@ class Run:
             groups = group_answers(texts, self.grader.equivalent)
             correct = [np.array([verdict.score > 0 for verdict in of_prompt]) for of_prompt in verdicts]
             mine = np.array([majority(*pair) for pair in zip(correct, groups, strict=True)], np.float64)
-            return float(processes.gather_rows(mine).mean())
+            return float(collectives.gather_rows(mine).mean())
 
     def _load(self, state: TrainState, phase: str = "rollout") -> Policy:
         with self.timer(phase):

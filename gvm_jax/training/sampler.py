@@ -10,8 +10,8 @@ from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, check_prompts, find_endings, load_prompts, load_tokenizer, textless_ids
-from gvm_jax.models.attention import resolve_attention
 from gvm_jax.models.config import Qwen2Config, model_folder
+from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
 from gvm_jax.models.weights import check_weights, fingerprint, load_params
@@ -20,7 +20,7 @@ from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.rollout.settings import RolloutSettings
-from gvm_jax.runtime import processes
+from gvm_jax.runtime import collectives
 from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
 from gvm_jax.runtime.preemption import Preempted
 from gvm_jax.runtime.timing import PhaseTimer
@@ -30,7 +30,7 @@ STATUSES = tuple(Status)
 
 
 @dataclasses.dataclass(frozen=True)
-class Graded:
+class GradedRollouts:
     """Rollouts of all processes with their grades, row by row; rows beyond the scores are padding."""
 
     rollouts: Rollouts
@@ -44,16 +44,16 @@ class Graded:
         return np.pad(self.scores, (0, len(self.rollouts.group) - len(self.scores)))
 
     @staticmethod
-    def concatenate(parts: "Sequence[Graded]") -> "Graded":
+    def concatenate(parts: "Sequence[GradedRollouts]") -> "GradedRollouts":
         """Rows of all, in order."""
         rollouts = Rollouts.concatenate([part.rollouts for part in parts])
         scores, statuses = (np.concatenate([getattr(part, name) for part in parts]) for name in ("scores", "statuses"))
-        return Graded(rollouts, scores, statuses, sum((part.stats for part in parts[1:]), parts[0].stats))
+        return GradedRollouts(rollouts, scores, statuses, sum((part.stats for part in parts[1:]), parts[0].stats))
 
-    def by_prompt(self) -> "Graded":
+    def by_prompt(self) -> "GradedRollouts":
         """Rows ordered by prompt; those of a prompt keep their order. Without padding."""
         order = np.argsort(self.rollouts.group, kind="stable")
-        return Graded(self.rollouts.take(order), self.scores[order], self.statuses[order], self.stats)
+        return GradedRollouts(self.rollouts.take(order), self.scores[order], self.statuses[order], self.stats)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +114,11 @@ class Sampler(contextlib.AbstractContextManager):
         dtype, self.dtype_reason = resolve_compute_dtype(self.config.model.compute_dtype)
         attention = resolve_attention(self.config.model.attention, dtype, self.mesh.devices.flat[0].platform)
         self.model = Model(
-            self._network, dtype, self.config.model.remat, rows=batch_sharding(self.mesh), attention=attention
+            self._network,
+            dtype,
+            self.config.model.remat,
+            activation_sharding=batch_sharding(self.mesh),
+            attention=attention,
         )
         tensors = check_weights(self.model, self.folder)
         self.fingerprint = fingerprints.of_model(self._network, self.tokenizer)
@@ -143,7 +147,7 @@ class Sampler(contextlib.AbstractContextManager):
         expected_lengths: Float[np.ndarray, " m"] | None = None,
         phases: tuple[str, str] = ("rollout", "reward"),
         on_graded: Callable[[Answer], None] = lambda answer: None,
-    ) -> Graded:
+    ) -> GradedRollouts:
         """Samples prompts; each response goes to the grader while others still decode.
 
         Each process takes a share of the prompts; in the end all have all rows. Arguments as for `Policy.sample`, and:
@@ -157,7 +161,7 @@ class Sampler(contextlib.AbstractContextManager):
           Preempted, VerifierFailure: on all processes together. What is graded by then went to `on_graded`.
         """
         work = counts if expected_lengths is None else counts * np.maximum(expected_lengths, 1.0)
-        counts = np.where(processes.share(work), counts, 0)
+        counts = np.where(collectives.share(work), counts, 0)
         positions = prompts.positions_of(ids)
         request_of_row = np.repeat(np.arange(len(ids)), counts)
         first_row, first_sample = np.cumsum(counts) - counts, np.broadcast_to(first_sample, len(ids))
@@ -167,7 +171,7 @@ class Sampler(contextlib.AbstractContextManager):
 
         def submit(row: int, response: np.ndarray) -> None:
             text = self.endings.text(response)
-            pending[row] = self.grader.submit(text, prompts.golds[positions[request_of_row[row]]])
+            pending[row] = self.grader.submit(text, prompts.reference_answers[positions[request_of_row[row]]])
             undelivered[row] = response.copy(), text
 
         def deliver() -> None:
@@ -198,8 +202,8 @@ class Sampler(contextlib.AbstractContextManager):
             _stop_together(stopped)
             scores = np.array([verdict.score for verdict in verdicts], np.float32)
             statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
-            rows = processes.gather_rows((rollouts, scores, statuses))
-            return Graded(*rows, policy.stats).by_prompt()
+            rows = collectives.gather_rows((rollouts, scores, statuses))
+            return GradedRollouts(*rows, policy.stats).by_prompt()
 
     def _tell_first_error(self, answer: Answer, prompts: PromptSet) -> None:
         """Warns once of a reward function of the user's own that does not keep its contract."""
@@ -211,7 +215,7 @@ class Sampler(contextlib.AbstractContextManager):
         logging.warning(
             "rewards.function failed on a sample of row %d (problem %.80a, reference %.80a): %s. %s. Such samples "
             "score 0 and count against rewards.max_failure_rate; this is told once",
-            answer.prompt_id, prompts.problems[at], prompts.golds[at],
+            answer.prompt_id, prompts.problems[at], prompts.reference_answers[at],
             reason[:400].encode("ascii", "backslashreplace").decode(), self.grader.contract,
         )  # fmt: skip
 
@@ -222,7 +226,7 @@ def _stop_together(error: Preempted | VerifierFailure | None) -> None:
         Preempted("stopped on request, made to another process; the same command resumes the run"),
         VerifierFailure("the verifier failed on too many answers of another process; its log has one of them"),
     )
-    raised = processes.any_process(np.array([isinstance(error, type(other)) for other in others]))
+    raised = collectives.any_process(np.array([isinstance(error, type(other)) for other in others]))
     if error is not None:
         raise error
     for other, anywhere in zip(others, raised, strict=True):

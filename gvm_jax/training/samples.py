@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gvm_jax.data import Endings, PromptSet
-from gvm_jax.training.sampler import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, GradedRollouts
 
 
 def spread(group: Int[np.ndarray, " N"], limit: int) -> Int[np.ndarray, " n"]:
@@ -46,7 +46,7 @@ class SampleTexts:
     endings: Endings
     limit: int
 
-    def columns(self, prompt_ids: Int[np.ndarray, " m"], graded: Graded) -> dict[str, list[Any]]:
+    def columns(self, prompt_ids: Int[np.ndarray, " m"], graded: GradedRollouts) -> dict[str, list[Any]]:
         """A row for each chosen sample: the problem, the response as the grader saw it, and what came of it."""
         rollouts = graded.rollouts
         rows = spread(np.asarray(rollouts.group[: len(graded.scores)]), self.limit)  # what follows is padding
@@ -55,7 +55,7 @@ class SampleTexts:
         return {
             "prompt_id": ids.tolist(),
             "prompt": [self.prompts.problems[i] for i in positions],
-            "reference": [self.prompts.golds[i] for i in positions],
+            "reference": [self.prompts.reference_answers[i] for i in positions],
             "response": [self.endings.text(rollouts.response(row)) for row in rows],
             "reward": graded.scores[rows].tolist(),
             "status": [STATUSES[i].value for i in graded.statuses[rows]],

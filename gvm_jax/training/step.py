@@ -49,7 +49,7 @@ class StepMetrics:
     mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
     max_mismatch: Float[Array, ""]
     trained_tokens: Float[Array, ""]  # response tokens that were trained on
-    useful_tokens: Float[Array, ""]  # share of samples in what was computed, the rest being padding; NaN of none
+    packing_efficiency: Float[Array, ""]  # share of samples in what was computed, the rest being padding; NaN of none
     measured_norms: Int[Array, ""]  # fresh samples whose gradient norm was computed
     prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples; NaN without samples
     counts: Int[Array, " m"]  # fresh samples of each prompt of this step
@@ -69,7 +69,7 @@ class Updates(NamedTuple):
 
     sums: LossSums  # [U]; `loss` is divided by its denominator
     gradient_norms: Float[Array, " U"]  # global norms before the clip
-    useful_tokens: Float[Array, ""]
+    packing_efficiency: Float[Array, ""]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ class TrainStep:
             mismatch=sums.mismatch[0] / sums.tokens[0],
             max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
             trained_tokens=sums.tokens.sum(),
-            useful_tokens=updates.useful_tokens,
+            packing_efficiency=updates.packing_efficiency,
             measured_norms=(visit.norm_count + visit.rejected_norm_count).sum().astype(jnp.int32),
             prompt_accept_rate=visit.successes / visit.trials,
             counts=counts,
@@ -185,18 +185,18 @@ class TrainStep:
     def sample_terms(self, rollouts: Rollouts, rewards: Float[Array, " N"]) -> SampleTerms:
         """Advantages and weights of the step's samples, 0 for those that are not trained on."""
         m, pilots, samples = self.prompts_per_step, self.pilot_rollouts, rollouts.group.shape[0]
-        segments, num_segments, mix = rollouts.group, m, jnp.ones(samples)
+        segments, num_segments, mixture_weight = rollouts.group, m, jnp.ones(samples)
         if pilots:
             # Pilots and fresh samples of a prompt are two estimates, mixed by a constant: pooled they would be biased,
             # because the number of fresh samples depends on the pilots' rewards.
             is_fresh = jnp.arange(samples) >= pilots
             segments, num_segments = rollouts.group + m * is_fresh, 2 * m
-            mix = jnp.where(is_fresh, 1.0 - self.pilot_weight, self.pilot_weight)
+            mixture_weight = jnp.where(is_fresh, 1.0 - self.pilot_weight, self.pilot_weight)
         strategy = self.allocator.strategy
         kept = strategy.kept(rewards, segments, num_segments)
         counted = kept if strategy.baseline == "kept" else rollouts.group < m
         trained = kept & rollouts.stopped if self.objective.mask_truncated else kept
-        return self.objective.sample_terms(rewards, segments, num_segments, mix, counted, trained)
+        return self.objective.sample_terms(rewards, segments, num_segments, mixture_weight, counted, trained)
 
     def allocate(
         self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]

@@ -12,7 +12,7 @@ from gvm_jax.allocation.statistics import (
     Sums,
     accept_rate,
     age,
-    beliefs,
+    estimate,
     gradient_norm,
     init,
     response_length,
@@ -143,10 +143,10 @@ def test_without_data_every_rate_is_a_half_and_every_norm_one():
 def test_unseen_and_unknown_prompts_get_the_population_not_the_last_row():
     statistics = observe(init(PROMPTS), [0, 5], [1, 9], [2, 9], [[2.0], [8.0]])
     seen, unseen = jnp.asarray([0]), jnp.asarray([1, -1, PROMPTS, 10**6])
-    for estimate in (accept_rate, gradient_norm):
-        population = estimate(statistics, unseen, 1.0)
+    for estimator in (accept_rate, gradient_norm):
+        population = estimator(statistics, unseen, 1.0)
         assert (population == population[0]).all()
-        assert estimate(statistics, seen, 1.0)[0] < population[0] < estimate(statistics, jnp.asarray([5]), 1.0)[0]
+        assert estimator(statistics, seen, 1.0)[0] < population[0] < estimator(statistics, jnp.asarray([5]), 1.0)[0]
 
 
 def test_without_a_prior_the_estimates_are_the_observed_ones():
@@ -158,8 +158,8 @@ def test_without_a_prior_the_estimates_are_the_observed_ones():
 
 def test_a_stronger_prior_pulls_closer_to_the_population():
     statistics = observe(init(PROMPTS), [0, 1], [0, 4], [4, 4], [[1.0], [100.0]])
-    for estimate in (accept_rate, gradient_norm):
-        spreads = [np.ptp(estimate(statistics, ALL, strength)) for strength in (0.0, 1.0, 10.0, 1e6)]
+    for estimator in (accept_rate, gradient_norm):
+        spreads = [np.ptp(estimator(statistics, ALL, strength)) for strength in (0.0, 1.0, 10.0, 1e6)]
         assert spreads == sorted(spreads, reverse=True) and spreads[-1] < 1e-3 * spreads[0]
 
 
@@ -197,11 +197,11 @@ def test_no_input_makes_an_estimate_that_is_not_finite(bad):
         assert all(np.isfinite(leaf).all() for leaf in leaves(new))
         assert (new.sums.successes <= new.sums.trials).all() and (new.sums.successes >= 0).all()
         for strength in (0.0, 2.0):
-            believed = beliefs(new, ALL, strength, strength)
-            assert all(np.isfinite(leaf).all() for leaf in leaves(believed))
-            assert ((believed.accept_rate >= 0) & (believed.accept_rate <= 1)).all()
-            assert (believed.gradient_norm > 0).all() and (believed.rejected_norm > 0).all()
-            assert (believed.response_tokens >= 1).all() and (believed.failures >= 0).all()
+            estimates = estimate(new, ALL, strength, strength)
+            assert all(np.isfinite(leaf).all() for leaf in leaves(estimates))
+            assert ((estimates.accept_rate >= 0) & (estimates.accept_rate <= 1)).all()
+            assert (estimates.gradient_norm > 0).all() and (estimates.rejected_norm > 0).all()
+            assert (estimates.response_tokens >= 1).all() and (estimates.failures >= 0).all()
 
 
 def test_norms_whose_square_overflows_are_dropped_and_large_ones_kept():
@@ -228,13 +228,13 @@ def test_update_compiles_once_and_may_donate_its_statistics():
 
 def test_beliefs_hold_the_beta_posterior_and_both_kinds_of_norms():
     statistics = observe(init(PROMPTS), [0, 2], [1, 3], [4, 3], [[2.0], [3.0]], rejected=[[5.0, 7.0], []])
-    believed = beliefs(statistics, jnp.asarray([0, 2, 5]), 2.0, 0.0)
-    np.testing.assert_allclose(believed.accept_rate, accept_rate(statistics, jnp.asarray([0, 2, 5]), 2.0))
-    np.testing.assert_allclose(believed.successes + believed.failures, [6, 5, 2], rtol=1e-6)
-    np.testing.assert_allclose(believed.successes / (believed.successes + believed.failures), believed.accept_rate)
-    np.testing.assert_allclose(believed.gradient_norm, [2, 3, 6**0.5], rtol=1e-5)
-    np.testing.assert_allclose(believed.rejected_norm, [37**0.5] * 3, rtol=1e-5)  # of one prompt, so of all
-    assert believed.sums.successes.tolist() == [1, 3, 0] and believed.sums.norm_sum.tolist() == [2, 3, 0]
+    estimates = estimate(statistics, jnp.asarray([0, 2, 5]), 2.0, 0.0)
+    np.testing.assert_allclose(estimates.accept_rate, accept_rate(statistics, jnp.asarray([0, 2, 5]), 2.0))
+    np.testing.assert_allclose(estimates.successes + estimates.failures, [6, 5, 2], rtol=1e-6)
+    np.testing.assert_allclose(estimates.successes / (estimates.successes + estimates.failures), estimates.accept_rate)
+    np.testing.assert_allclose(estimates.gradient_norm, [2, 3, 6**0.5], rtol=1e-5)
+    np.testing.assert_allclose(estimates.rejected_norm, [37**0.5] * 3, rtol=1e-5)  # of one prompt, so of all
+    assert estimates.sums.successes.tolist() == [1, 3, 0] and estimates.sums.norm_sum.tolist() == [2, 3, 0]
 
 
 @settings(max_examples=40, deadline=None)

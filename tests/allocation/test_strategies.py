@@ -10,7 +10,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs.default import get_config
-from gvm_jax.allocation import STRATEGIES, Beliefs, Constraints, Progress, Strategy, Sums, make_strategy
+from gvm_jax.allocation import STRATEGIES, Constraints, Progress, PromptEstimates, Strategy, Sums, make_strategy
 from gvm_jax.allocation.strategies import (
     Cero,
     Cures,
@@ -31,7 +31,9 @@ from gvm_jax.config import ConfigError
 M = 12
 
 
-def make_beliefs(p, norm=1.0, rejected=1.0, trials=8.0, successes=None, norm_sum=None, norm_count=None) -> Beliefs:
+def make_estimates(
+    p, norm=1.0, rejected=1.0, trials=8.0, successes=None, norm_sum=None, norm_count=None
+) -> PromptEstimates:
     p, norm, rejected, trials = (np.broadcast_to(np.float32(x), np.shape(p)) for x in (p, norm, rejected, trials))
     successes = p * trials if successes is None else successes
     seen = Sums.zeros(len(p)).replace(
@@ -39,7 +41,7 @@ def make_beliefs(p, norm=1.0, rejected=1.0, trials=8.0, successes=None, norm_sum
         norm_sum=jnp.asarray(norm * successes if norm_sum is None else norm_sum, jnp.float32),
         norm_count=jnp.asarray(successes if norm_count is None else norm_count, jnp.float32),
     )  # fmt: skip
-    return Beliefs(
+    return PromptEstimates(
         accept_rate=jnp.asarray(p), successes=jnp.asarray(p * trials), failures=jnp.asarray((1 - p) * trials),
         gradient_norm=jnp.asarray(norm), rejected_norm=jnp.asarray(rejected), response_tokens=jnp.ones(len(p)),
         sums=seen,
@@ -55,14 +57,16 @@ def best(value, m, budget, minimum, maximum):
     """The greedy optimum of Σ value(i, n), each term concave from the minimum on."""
     n = np.full(m, minimum)
     for _ in range(budget - n.sum()):
-        gains = [value(i, n[i] + 1) - value(i, n[i]) if n[i] < maximum else -np.inf for i in range(m)]
-        n[int(np.argmax(gains))] += 1
+        marginal_gains = [value(i, n[i] + 1) - value(i, n[i]) if n[i] < maximum else -np.inf for i in range(m)]
+        n[int(np.argmax(marginal_gains))] += 1
     return n
 
 
-def random_beliefs(seed):
+def random_estimates(seed):
     rng = np.random.default_rng(seed)
-    return make_beliefs(rng.uniform(0.02, 0.98, M), rng.lognormal(size=M), rng.lognormal(size=M), rng.uniform(2, 40, M))
+    return make_estimates(
+        rng.uniform(0.02, 0.98, M), rng.lognormal(size=M), rng.lognormal(size=M), rng.uniform(2, 40, M)
+    )
 
 
 def weight(p, norm, alpha=1e-3, beta=2.0):
@@ -92,9 +96,9 @@ VALUES = {
 @pytest.mark.parametrize("strategy", VALUES, ids=str)
 @pytest.mark.parametrize("seed", range(3))
 def test_counts_maximise_what_the_paper_maximises(strategy, seed):
-    beliefs = random_beliefs(seed)
-    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), beliefs)
-    counts = jax.jit(strategy.counts)(beliefs, make_constraints(M, 9 * M, minimum=3, maximum=25))
+    estimates = random_estimates(seed)
+    exact = jax.tree.map(lambda x: np.asarray(x, np.float64), estimates)
+    counts = jax.jit(strategy.counts)(estimates, make_constraints(M, 9 * M, minimum=3, maximum=25))
     assert counts.sum() == 9 * M and counts.min() >= 3 and counts.max() <= 25
     found = sum(VALUES[strategy](exact, i, n) for i, n in enumerate(np.asarray(counts)))
     greedy = best(lambda i, n: VALUES[strategy](exact, i, n), M, 9 * M, 3, 25)
@@ -176,26 +180,28 @@ def test_gvm_paper_is_the_reference_to_the_bit(filters):
         m = 48
         accepted = rng.integers(0, 9, m)
         norm_sums = np.float32(rng.lognormal(size=m)) * accepted if case % 3 else np.float32(accepted)  # ties too
-        beliefs = make_beliefs(np.full(m, 0.5), trials=8.0, successes=accepted, norm_sum=norm_sums, norm_count=accepted)
+        estimates = make_estimates(
+            np.full(m, 0.5), trials=8.0, successes=accepted, norm_sum=norm_sums, norm_count=accepted
+        )
         rates = accepted / 8
         norms = [float(s) / k if k else 0.0 for s, k in zip(np.float32(norm_sums), accepted, strict=True)]
         expected = paper_counts(norms, rates, 8 * m, 1e-3, 2.0, *filters)
-        counts = counts_of(beliefs, make_constraints(m, 8 * m))
+        counts = counts_of(estimates, make_constraints(m, 8 * m))
         assert counts.dtype == jnp.int32 and counts.tolist() == expected.tolist(), case
 
 
 def test_gvm_paper_without_any_accepted_sample_counts_equally_and_skips_padding():
-    beliefs = make_beliefs(np.zeros(4), successes=np.zeros(4))
+    estimates = make_estimates(np.zeros(4), successes=np.zeros(4))
     constraints = make_constraints(4, 9).replace(maximum=jnp.asarray([9, 9, 0, 9]))
-    assert GvmPaper().counts(beliefs, constraints).tolist() == [3, 3, 0, 3]
+    assert GvmPaper().counts(estimates, constraints).tolist() == [3, 3, 0, 3]
 
 
 def test_knapsack_gives_leftovers_to_unsolved_prompts_and_takes_new_ones_for_even():
-    beliefs = make_beliefs(np.asarray([0.5, 0.5, 0.5, 0.5]), trials=[8, 8, 8, 0], successes=[4, 0, 8, 0])
-    counts = Knapsack().counts(beliefs, make_constraints(4, 40, minimum=2, maximum=10))
+    estimates = make_estimates(np.asarray([0.5, 0.5, 0.5, 0.5]), trials=[8, 8, 8, 0], successes=[4, 0, 8, 0])
+    counts = Knapsack().counts(estimates, make_constraints(4, 40, minimum=2, maximum=10))
     assert counts.sum() <= 40 and counts[0] == 10 and counts[3] == 10
     assert counts[1] == 10 and counts[2] == 10  # all are at their cap
-    counts = Knapsack().counts(beliefs, make_constraints(4, 30, minimum=2, maximum=10))
+    counts = Knapsack().counts(estimates, make_constraints(4, 30, minimum=2, maximum=10))
     assert counts.tolist() == [10, 8, 2, 10]
 
 
@@ -203,7 +209,7 @@ def drive(strategy: Strategy, outcomes, budget):
     """Runs the rounds on a table of outcomes [m, n]; returns the trials after each round."""
     m = len(outcomes)
     constraints = make_constraints(m, budget)
-    counts = np.asarray(strategy.counts(make_beliefs(np.full(m, 0.5)), constraints))
+    counts = np.asarray(strategy.counts(make_estimates(np.full(m, 0.5)), constraints))
     trials, history = np.zeros(m, int), []
     while counts.any():
         trials = trials + counts

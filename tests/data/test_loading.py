@@ -136,11 +136,11 @@ def test_the_hub_library_reads_a_named_set_from_files_in_its_place(monkeypatch, 
 class FractionsOnly:
     """A grader that reads fractions and nothing else."""
 
-    def parses(self, golds):
-        return np.array([re.fullmatch(r"[\d./]+", gold) is not None for gold in golds])
+    def parses(self, references):
+        return np.array([re.fullmatch(r"[\d./]+", reference) is not None for reference in references])
 
     def equivalent(self, pairs):
-        return [Fraction(answer) == Fraction(gold) for answer, gold in pairs]
+        return [Fraction(answer) == Fraction(reference) for answer, reference in pairs]
 
 
 DUPLICATE = "How many of the first one hundred positive integers are divisible by three but not by nine?"
@@ -175,7 +175,7 @@ def test_dropped_rows_are_counted_by_reason_and_ids_are_row_numbers(excluding, c
     tokenizer = load_tokenizer(str(chat_folder))
     prompts = load_prompts(excluding, "data", excluding.data.path, tokenizer, FractionsOnly())
     assert prompts.ids.tolist() == [0, 4] and prompts.num_rows == 5
-    assert prompts.problems == ["one", "three"] and prompts.golds == ["1", "3"]
+    assert prompts.problems == ["one", "three"] and prompts.reference_answers == ["1", "3"]
     assert prompts.dropped == {EXCLUDED: [1], NO_BOX: [2, 3]}
 
 

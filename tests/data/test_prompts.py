@@ -31,7 +31,9 @@ def test_prompts_are_the_chat_template_with_no_special_token_twice(tokenizer):
     for position, row in enumerate(ROWS):
         assert prompts.tokens[position].dtype == np.int32
         assert prompts.tokens[position].tolist() == system + user_turn(row.problem + " Think.")
-    assert prompts.golds == ["2", "3", "1/2"] and prompts.ids.tolist() == [0, 1, 2] and prompts.num_rows == 3
+    assert (
+        prompts.reference_answers == ["2", "3", "1/2"] and prompts.ids.tolist() == [0, 1, 2] and prompts.num_rows == 3
+    )
 
 
 def test_an_empty_system_prompt_gives_no_system_message(tokenizer):
@@ -48,7 +50,7 @@ def test_long_prompts_are_dropped_counted_and_leave_ids_alone(tokenizer):
     limit = len(user_turn(ROWS[2].problem))
     prompts = build_prompts(ROWS, tokenizer, "", "{problem}", limit)
     assert prompts.ids.tolist() == [0, 2] and len(prompts) == 2
-    assert (prompts.problems, prompts.golds) == ([ROWS[0].problem, ROWS[2].problem], ["2", "1/2"])
+    assert (prompts.problems, prompts.reference_answers) == ([ROWS[0].problem, ROWS[2].problem], ["2", "1/2"])
     assert prompts.num_rows == 3 and prompts.dropped == {"longer than data.max_prompt_tokens": [1]}
     assert len(build_prompts(ROWS, tokenizer, "", "{problem}", limit - 1)) == 1
 

@@ -8,8 +8,8 @@ import pytest
 from configs import quickstart
 from gvm_jax.config import ConfigError
 from gvm_jax.lab.pool import CountSketch, PoolSettings, collect, num_coordinates, sketched_gradients
-from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.logprobs import select_logprobs
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.training.run import Run
 

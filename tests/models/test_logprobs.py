@@ -36,14 +36,14 @@ def params():
 
 def through_chunks(params, batch, chunk, remat="none", masked=(), rows=None):
     config = dataclasses.replace(CONFIG, masked_ids=masked)
-    model, (tokens, wanted, slopes) = Model(config, remat=remat, rows=rows), batch
+    model, (tokens, wanted, cotangents) = Model(config, remat=remat, rows=rows), batch
     segments, positions = jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(9), tokens.shape)
 
     def loss(params):
         module = model.bind(params)
         hidden = hidden_states(module, tokens, positions, segments)
         logprobs, entropies = token_logprobs(module, hidden, tokens, wanted, TEMPERATURE, chunk)
-        return (slopes * logprobs).sum() + entropies.sum(), (logprobs, entropies)
+        return (cotangents * logprobs).sum() + entropies.sum(), (logprobs, entropies)
 
     return jax.jit(jax.grad(loss, has_aux=True))(params)
 
@@ -68,7 +68,7 @@ def test_values_are_those_of_the_whole_table(params, batch, found):
 
 
 def test_gradients_are_those_of_the_whole_table_without_the_entropies(params, batch, found):
-    tokens, wanted, slopes = batch
+    tokens, wanted, cotangents = batch
 
     def loss(params):
         module = Model(CONFIG).bind(params)
@@ -76,7 +76,7 @@ def test_gradients_are_those_of_the_whole_table_without_the_entropies(params, ba
         hidden = hidden_states(module, tokens, positions, jnp.zeros_like(tokens))
         table = jax.nn.log_softmax(module.logits(hidden)[:, :-1] / TEMPERATURE)
         logprobs = jnp.take_along_axis(table, tokens[:, 1:, None], axis=-1)[..., 0]
-        return (jnp.where(wanted, slopes, 0)[:, 1:] * logprobs).sum()
+        return (jnp.where(wanted, cotangents, 0)[:, 1:] * logprobs).sum()
 
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), found[0], jax.grad(loss)(params))
 
@@ -88,14 +88,14 @@ ALLOWED = np.array([*range(3), *range(5, 16)])
 @pytest.fixture(scope="module")
 def allowed_batch(batch):
     """The batch with inputs that are masked and with no target that is."""
-    tokens, wanted, slopes = batch
+    tokens, wanted, cotangents = batch
     assert not np.isin(tokens, ALLOWED).all()
-    return tokens, wanted & np.isin(tokens, ALLOWED), slopes
+    return tokens, wanted & np.isin(tokens, ALLOWED), cotangents
 
 
 def test_masked_tokens_have_no_part_in_values_and_gradients(params, allowed_batch):
     """A plain softmax over the other tokens alone."""
-    tokens, wanted, slopes = allowed_batch
+    tokens, wanted, cotangents = allowed_batch
     gradients, (logprobs, entropies) = through_chunks(params, allowed_batch, chunk=4, masked=MASKED)
 
     def loss(params):
@@ -104,7 +104,7 @@ def test_masked_tokens_have_no_part_in_values_and_gradients(params, allowed_batc
         table = jax.nn.log_softmax(module.logits(hidden)[:, :-1, ALLOWED] / TEMPERATURE)
         places = jnp.searchsorted(ALLOWED, tokens[:, 1:])
         chosen = jnp.take_along_axis(table, jnp.minimum(places, len(ALLOWED) - 1)[..., None], axis=-1)[..., 0]
-        return (jnp.where(wanted, slopes, 0)[:, 1:] * chosen).sum(), (chosen, -(jnp.exp(table) * table).sum(-1))
+        return (jnp.where(wanted, cotangents, 0)[:, 1:] * chosen).sum(), (chosen, -(jnp.exp(table) * table).sum(-1))
 
     exact, expected = jax.grad(loss, has_aux=True)(params)
     for mine, whole in zip((logprobs, entropies), expected, strict=True):
@@ -122,7 +122,9 @@ def test_a_masked_token_has_no_probability_and_the_others_have_all(params):
 def test_rows_over_devices_mask_the_same(params, allowed_batch, test_mesh):
     four = [jnp.concatenate([x, x[:1]]) for x in allowed_batch]
     alone = through_chunks(params, four, 4, masked=MASKED)
-    split = through_chunks(params, four, 4, masked=MASKED, rows=batch_sharding(test_mesh(data=2, fsdp=2)))
+    split = through_chunks(
+        params, four, 4, masked=MASKED, activation_sharding=batch_sharding(test_mesh(data=2, fsdp=2))
+    )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4), split, alone)
 
 
@@ -146,15 +148,15 @@ def test_an_unknown_remat_is_refused():
 @pytest.mark.parametrize("dtype", [np.float32, jnp.bfloat16])
 def test_the_gradient_of_a_product_is_that_of_differentiation(dtype):
     rng = np.random.default_rng(1)
-    x, w, slopes = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((7, 5), (5, 3), (7, 3)))
+    x, w, cotangents = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((7, 5), (5, 3), (7, 3)))
     product, pull = jax.vjp(matmul, x, w)
-    of_x, of_w = pull(slopes)
-    x, w, slopes = (np.asarray(a, np.float64) for a in (x, w, slopes))
+    of_x, of_w = pull(cotangents)
+    x, w, cotangents = (np.asarray(a, np.float64) for a in (x, w, cotangents))
     tolerance = 1e-5 if dtype == np.float32 else 2e-2
-    for mine, exact in ((product, x @ w), (of_x, slopes @ w.T), (of_w, x.T @ slopes)):
+    for mine, exact in ((product, x @ w), (of_x, cotangents @ w.T), (of_w, x.T @ cotangents)):
         assert mine.dtype == dtype
         np.testing.assert_allclose(np.asarray(mine, np.float64), exact, rtol=tolerance, atol=tolerance)
-    assert outer(jnp.asarray(x, dtype), jnp.asarray(slopes, dtype)).dtype == np.float32
+    assert outer(jnp.asarray(x, dtype), jnp.asarray(cotangents, dtype)).dtype == np.float32
 
 
 def test_layers_are_cast_and_embeddings_are_not(params):

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gvm_jax.models import attention
-from gvm_jax.models.attention import segment_attention
+from gvm_jax.models import packed_attention
+from gvm_jax.models.packed_attention import segment_attention
 
 GOLDEN = pathlib.Path(__file__).parent / "golden"
 
@@ -43,7 +43,7 @@ def test_padding_and_other_segments_change_nothing(tiny):
 def test_blocks_of_queries_change_nothing(tiny, monkeypatch):
     model, params, folder = tiny
     golden = np.load(folder / "golden.npz")
-    monkeypatch.setattr(attention, "QUERY_BLOCK", 16)  # 40 tokens: two blocks and a half
+    monkeypatch.setattr(packed_attention, "QUERY_BLOCK", 16)  # 40 tokens: two blocks and a half
     np.testing.assert_allclose(logits_of(model, params, golden["tokens"]), golden["logits"], atol=1e-4, rtol=1e-5)
 
 

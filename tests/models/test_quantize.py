@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gvm_jax.models.attention import segment_attention
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.quantize import quantize, quantize_matrix
 from gvm_jax.models.qwen2 import Model, unstack
 from gvm_jax.models.sharding import param_shardings

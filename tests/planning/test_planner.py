@@ -13,8 +13,8 @@ from rich.console import Console
 
 from configs import default
 from gvm_jax.config import ConfigError, validate
-from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.planning.advice import advice
 from gvm_jax.planning.chips import CHIPS, Topology

@@ -157,9 +157,11 @@ def _main(paths: list[str]) -> None:
         for function in ("math", "math_verify"):
             with Grader(function, 0, 5.0, 1024, 1.0) as grader:
                 start = time.monotonic()
-                verdicts = grader.grade([rf"\boxed{{{text}}}" for _, text, _ in right], [gold for *_, gold in right])
+                verdicts = grader.grade(
+                    [rf"\boxed{{{text}}}" for _, text, _ in right], [reference for *_, reference in right]
+                )
                 seconds = time.monotonic() - start
-                paid = grader.grade([rf"\boxed{{{text}}}" for text, _ in wrong], [gold for _, gold in wrong])
+                paid = grader.grade([rf"\boxed{{{text}}}" for text, _ in wrong], [reference for _, reference in wrong])
             missed = collections.Counter(
                 name for (name, *_), verdict in zip(right, verdicts, strict=True) if not verdict.score
             )
@@ -170,12 +172,22 @@ def _main(paths: list[str]) -> None:
             )
             print("  missed:", dict(missed.most_common(60)))
             if function == "math":
-                for (name, text, gold), verdict in zip(right, verdicts, strict=True):
+                for (name, text, reference), verdict in zip(right, verdicts, strict=True):
                     if not verdict.score:
-                        print("   ", name, "|", text, "|", gold, "|", verdict.status.value, verdict.reason[:80])
-                for (text, gold), verdict in zip(wrong, paid, strict=True):
+                        print(
+                            "   ",
+                            name,
+                            "|",
+                            text,
+                            "|",
+                            reference,
+                            "|",
+                            verdict.status.value,
+                            verdict.reason[:80],
+                        )
+                for (text, reference), verdict in zip(wrong, paid, strict=True):
                     if verdict.score > 0:
-                        print("    PAID", text, "|", gold)
+                        print("    PAID", text, "|", reference)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import response_logprobs
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import param_shardings
-from gvm_jax.rollout.attention import resolve_attention
 from gvm_jax.rollout.engine import RolloutEngine
+from gvm_jax.rollout.paged_attention import resolve_attention
 from gvm_jax.rollout.settings import RolloutSettings
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "models/golden"

@@ -72,7 +72,7 @@ def test_a_large_group_is_spread_over_slots_that_would_stay_free():
     replicas.request(Request(np.arange(6), 0, samples.add(14), 0, 5.0))
     plans = replicas.plan(4, 64)
     assert [len(plan.slots) for plan in plans] == [4, 4, 4, 2]
-    assert all(plan.pieces for plan in plans), "each computes the prompt for itself"
+    assert all(plan.chunks for plan in plans), "each computes the prompt for itself"
 
 
 def test_prompts_go_to_the_replica_with_the_least_to_do():

@@ -75,9 +75,9 @@ def run(scheduler, device, steps, on_ended=lambda row: None):
         plan = scheduler.plan(4, 16)
         assert len(plan.slots), "nothing runs, so nothing will ever be freed"
         admitted += [row for row in scheduler.row[plan.slots] if row not in admitted]
-        for piece in plan.pieces:
-            for i, token in enumerate(piece.tokens):
-                device.write(piece.pages, piece.begin + i, token)
+        for chunk in plan.chunks:
+            for i, token in enumerate(chunk.tokens):
+                device.write(chunk.pages, chunk.begin + i, token)
         for source, target in zip(plan.copy_from, plan.copy_to, strict=True):
             device.store[target] = device.store[source]
         rows = scheduler.row[plan.slots]
@@ -163,9 +163,9 @@ def test_a_prompt_is_computed_once_for_all_its_samples():
         scheduler = Scheduler(Samples(4), 4, 1000, 4, 24, 2)
         ask(scheduler, np.arange(100, 119), 0, count, 0, 0.0)
         computed, plan = [], scheduler.plan
-        scheduler.plan = lambda *a, plan=plan, computed=computed: (p := plan(*a), computed.extend(p.pieces))[0]
+        scheduler.plan = lambda *a, plan=plan, computed=computed: (p := plan(*a), computed.extend(p.chunks))[0]
         run(scheduler, Device(1000, 4), 2)
-        assert [len(piece.tokens) for piece in computed] == [18]
+        assert [len(chunk.tokens) for chunk in computed] == [18]
 
 
 def test_pages_for_rounds_up():

@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gvm_jax.models.attention import segment_attention
 from gvm_jax.models.config import Qwen2Config, in_ranges
 from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
+from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
 from gvm_jax.rollout.rollouts import Rollouts
@@ -140,7 +140,7 @@ def test_errors_of_confident_predictions_keep_their_digits():
     rng = np.random.default_rng(0)
     head, states = rng.normal(size=(50, 8)).astype(np.float32), rng.normal(size=(2, 6, 8)).astype(np.float32)
     targets = np.argmax(states @ head.T, -1)
-    errors = prediction_errors(head, states, targets, np.ones((2, 6), bool), 0.4, products=True, pullback=True)
+    errors = prediction_errors(head, states, targets, np.ones((2, 6), bool), 0.4, products=True, vjp=True)
 
     logits = states.astype(np.float64) @ head.T / 0.4
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
@@ -154,9 +154,9 @@ def test_errors_of_confident_predictions_keep_their_digits():
     np.testing.assert_allclose(np.diagonal(errors.products, axis1=1, axis2=2), squares, rtol=1e-4)
     lengths = np.sqrt(squares[:, :, None] * squares[:, None])
     np.testing.assert_allclose(errors.products / lengths, expected @ expected.swapaxes(1, 2) / lengths, atol=1e-4)
-    pullback = expected @ head / 0.4
-    size = np.linalg.norm(pullback, axis=-1, keepdims=True)
-    np.testing.assert_allclose(errors.pullback / size, pullback / size, atol=1e-4)
+    vjp = expected @ head / 0.4
+    size = np.linalg.norm(vjp, axis=-1, keepdims=True)
+    np.testing.assert_allclose(errors.vjp / size, vjp / size, atol=1e-4)
     tokens = np.tile(np.arange(50), (2, 1))
     np.testing.assert_allclose(errors.at(head, tokens), expected, rtol=1e-4)
 

@@ -10,7 +10,7 @@ from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.runtime.metrics import read_metrics
 from gvm_jax.training.journal import Journal, Totals, step_scalars
-from gvm_jax.training.sampler import Graded
+from gvm_jax.training.sampler import GradedRollouts
 from gvm_jax.training.step import StepMetrics
 
 
@@ -42,7 +42,7 @@ def test_counts_that_do_worse_than_equal_ones_are_warned_of_with_the_likely_caus
 
 
 def test_truncated_weights_are_reported_where_rollouts_are_corrected(make_rollouts):
-    graded = Graded(make_rollouts([1, 2]), np.ones(3, np.float32), np.zeros(3, np.int32), SampleStats())
+    graded = GradedRollouts(make_rollouts([1, 2]), np.ones(3, np.float32), np.zeros(3, np.int32), SampleStats())
     fields = {field.name: np.zeros(2) for field in dataclasses.fields(StepMetrics)}
     fields["allocation"] = AllocationInfo(*[np.zeros(2)] * len(dataclasses.fields(AllocationInfo)))
     fields["diagnostics"] = make_diagnostics()
@@ -62,11 +62,11 @@ def step_metrics(**values) -> StepMetrics:
 
 def test_too_many_updates_left_out_stop_the_run_with_the_batch_kept(make_rollouts, tmp_path, caplog):
     rollouts = make_rollouts([1, 2])
-    graded = Graded(rollouts, np.ones(3, np.float32), np.zeros(3, np.int32), SampleStats())
+    graded = GradedRollouts(rollouts, np.ones(3, np.float32), np.zeros(3, np.int32), SampleStats())
     ids = np.array([7, 9], np.int32)
     journal = Journal(tmp_path, 50, Totals(), 5, None, active=True)
     bad = {"loss": np.float32(np.nan), "gradient_norm": np.float32(np.inf), "skipped_updates": np.int32(3)}
-    scalar_fields = ("clip_fraction", "entropy", "kl", "mismatch", "max_mismatch", "useful_tokens")
+    scalar_fields = ("clip_fraction", "entropy", "kl", "mismatch", "max_mismatch", "packing_efficiency")
     bad |= {name: np.float32(0) for name in scalar_fields}
     bad["allocation"] = AllocationInfo(
         **{f.name: np.float32(0) if "ratio" in f.name else np.zeros(2) for f in dataclasses.fields(AllocationInfo)}

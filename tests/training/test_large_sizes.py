@@ -93,11 +93,11 @@ def test_the_errors_of_predictions_are_those_in_float64():
     head, states = rng.normal(size=(24, 3)), rng.normal(size=(SAMPLES, LENGTH, 3))
     targets = rng.integers(0, 24, (SAMPLES, LENGTH))
     arrays = head.astype(np.float32), states.astype(np.float32), targets, np.ones(targets.shape, bool)
-    found = jax.jit(lambda *arrays: prediction_errors(*arrays, 0.7, products=True, pullback=True)[2:])(*arrays)
+    found = jax.jit(lambda *arrays: prediction_errors(*arrays, 0.7, products=True, vjp=True)[2:])(*arrays)
     logits = arrays[1].astype(np.float64) @ arrays[0].astype(np.float64).T / 0.7
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     errors = np.eye(24)[targets] - probabilities / probabilities.sum(-1, keepdims=True)
-    missed, _, _, _, products, pullback = found
+    missed, _, _, _, products, vjp = found
     np.testing.assert_allclose(missed, np.take_along_axis(errors, targets[..., None], -1)[..., 0], rtol=1e-4)
     np.testing.assert_allclose(products, errors @ errors.swapaxes(1, 2), atol=1e-5)
-    np.testing.assert_allclose(pullback, errors @ head / 0.7, atol=1e-4)
+    np.testing.assert_allclose(vjp, errors @ head / 0.7, atol=1e-4)

@@ -30,7 +30,7 @@ def objective(algorithm="raft_pp", weighting="log_likelihood", **changes):
     return Objective(algorithm=algorithm, weighting=weighting, **settings)
 
 
-def plain_terms(o, rewards, segments, num_segments, mix, counted, trained, lengths):
+def plain_terms(o, rewards, segments, num_segments, mixture_weight, counted, trained, lengths):
     """Advantage, weight of a token's gain and of its KL of each sample, and the denominator, one by one."""
     rows = range(len(rewards))
     longest, parts, denominator = lengths.max(), [], 0.0
@@ -59,8 +59,8 @@ def plain_terms(o, rewards, segments, num_segments, mix, counted, trained, lengt
         }.get(o.weighting, 1 / len(siblings))
         kl = 1.0 if o.weighting == "token_mean" else 1 / len(siblings)
         token = 1 / lengths[j] if o.weighting == "sequence_mean" else 1.0
-        parts.append((advantage, mix[j] * per_sample * token, mix[j] * kl * token))
-        denominator += mix[j] * lengths[j] if o.weighting == "token_mean" else 0.0
+        parts.append((advantage, mixture_weight[j] * per_sample * token, mixture_weight[j] * kl * token))
+        denominator += mixture_weight[j] * lengths[j] if o.weighting == "token_mean" else 0.0
     if o.weighting != "token_mean":
         denominator = num_segments * (1.0 if o.weighting == "sequence_mean" else longest)
     return np.array(parts).T, denominator
@@ -102,7 +102,7 @@ REWARDS = np.array([1, -0.5, 0, 2, 1, 1, 1, 0, 0, 0, 1, 0, 0, 0.25, 0, 1, 7, np.
 COUNTED = np.array([1] * 16 + [0, 0], bool)[ROWS]
 TRAINED = np.array([1] * 11 + [0] * 7, bool)[ROWS]
 LENGTHS = np.array([3, 5, 1, 4, 2, 5, 3, 4, 4, 1, 2, 5, 3, 3, 2, 4, 0, 0], np.int32)[ROWS]
-MIX = np.linspace(0.1, 0.9, 6).astype(np.float32)[SEGMENTS]
+MIXTURE_WEIGHT = np.linspace(0.1, 0.9, 6).astype(np.float32)[SEGMENTS]
 
 
 def batch(rng, spread=0.4):
@@ -113,8 +113,8 @@ def batch(rng, spread=0.4):
     return [np.where(outside, np.nan, x).astype(np.float32) for x in (logprobs, behaviour, old, reference)]
 
 
-def terms_of(o, mix=MIX):
-    return o.sample_terms(REWARDS, SEGMENTS, 5, mix, COUNTED, TRAINED)
+def terms_of(o, mixture_weight=MIXTURE_WEIGHT):
+    return o.sample_terms(REWARDS, SEGMENTS, 5, mixture_weight, COUNTED, TRAINED)
 
 
 @pytest.mark.parametrize(("algorithm", "weighting"), PAIRS)
@@ -130,7 +130,7 @@ def test_loss_is_the_loop_written_out(algorithm, weighting):
         return sums.loss, (terms, sums, denominator)
 
     gradient, (terms, sums, found_denominator) = jax.grad(loss, has_aux=True)(logprobs)
-    weights, denominator = plain_terms(o, REWARDS, SEGMENTS, 5, MIX, COUNTED, TRAINED, LENGTHS)
+    weights, denominator = plain_terms(o, REWARDS, SEGMENTS, 5, MIXTURE_WEIGHT, COUNTED, TRAINED, LENGTHS)
     total, slopes = plain_loss(o, logprobs, behaviour, behaviour, reference, LENGTHS, *weights)
     np.testing.assert_allclose(terms.advantage, weights[0], atol=1e-5)
     np.testing.assert_allclose(sums.loss, total, rtol=1e-5, atol=1e-5)
@@ -153,7 +153,7 @@ def test_corrected_loss_is_the_loop_written_out(algorithm, cap):
         return sums.loss, sums
 
     gradients, sums = jax.grad(loss, argnums=(0, 1, 2), has_aux=True)(logprobs, old, behaviour)
-    weights, _ = plain_terms(o, REWARDS, SEGMENTS, 5, MIX, COUNTED, TRAINED, LENGTHS)
+    weights, _ = plain_terms(o, REWARDS, SEGMENTS, 5, MIXTURE_WEIGHT, COUNTED, TRAINED, LENGTHS)
     total, slopes = plain_loss(o, logprobs, behaviour, old, reference, LENGTHS, *weights)
     np.testing.assert_allclose(sums.loss, total, rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(gradients[0], slopes, rtol=1e-4, atol=1e-6)
@@ -170,7 +170,7 @@ def test_gspo_is_the_published_objective_of_whole_answers():
     """1/n Σ min(sA, clip(s)A) with s = (π(y)/π_old(y))^(1/|y|), differentiated as it stands."""
     o = objective("gspo", "sequence_mean", clip_low=0.05, clip_high=0.1)
     logprobs, behaviour, *_ = batch(np.random.default_rng(4))
-    (advantage, _, _), _ = plain_terms(o, REWARDS, SEGMENTS, 5, MIX, COUNTED, TRAINED, LENGTHS)
+    (advantage, _, _), _ = plain_terms(o, REWARDS, SEGMENTS, 5, MIXTURE_WEIGHT, COUNTED, TRAINED, LENGTHS)
     n = np.array([max(TRAINED[SEGMENTS == i].sum(), 1) for i in SEGMENTS])
     inside = (np.arange(5) < LENGTHS[:, None]) & TRAINED[:, None]
 
@@ -240,12 +240,12 @@ def test_equal_rewards_say_nothing(algorithm, reward):
 def test_weights_state_the_objective(weighting, expected):
     rewards = np.array([1, 0, 0, 1, 1, 1, 0, 0, 1], np.float32)
     segments = np.array([0, 0, 0, 1, 1, 2, 3, 3, 4], np.int32)  # mixed, all right, a single, all wrong, a single
-    mix, every = np.linspace(0.1, 0.9, 9).astype(np.float32), np.ones(9, bool)
-    terms = objective("raft", weighting).sample_terms(rewards, segments, 5, mix, every, every)
-    np.testing.assert_allclose(terms.weight, mix * expected, rtol=1e-6)
+    mixture_weight, every = np.linspace(0.1, 0.9, 9).astype(np.float32), np.ones(9, bool)
+    terms = objective("raft", weighting).sample_terms(rewards, segments, 5, mixture_weight, every, every)
+    np.testing.assert_allclose(terms.weight, mixture_weight * expected, rtol=1e-6)
     np.testing.assert_allclose(terms.advantage, rewards)
     per_sample = np.ones(9) if weighting == "token_mean" else [1 / 3] * 3 + [1 / 2] * 2 + [1] + [1 / 2] * 2 + [1]
-    np.testing.assert_allclose(terms.kl_weight, mix * per_sample, rtol=1e-6)
+    np.testing.assert_allclose(terms.kl_weight, mixture_weight * per_sample, rtol=1e-6)
 
 
 ANSWERS = [(0,), (1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (2, 2)]

@@ -12,7 +12,7 @@ from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.training.journal import Journal, Totals
-from gvm_jax.training.sampler import STATUSES, Graded
+from gvm_jax.training.sampler import STATUSES, GradedRollouts
 from gvm_jax.training.samples import SampleTexts, spread
 
 
@@ -44,7 +44,7 @@ def graded():
     rollouts = rollouts.replace(stopped=np.array([True, True, False, True])).pad(6, group=2)
     correct, wrong = (next(i for i, status in enumerate(STATUSES) if status.value == s) for s in ("correct", "wrong"))
     statuses = np.array([correct, wrong, wrong, correct], np.int32)
-    return Graded(rollouts, np.array([1, 0, 0, 1], np.float32), statuses, SampleStats())
+    return GradedRollouts(rollouts, np.array([1, 0, 0, 1], np.float32), statuses, SampleStats())
 
 
 def texts(limit):

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from gvm_jax.allocation import Allocator
-from gvm_jax.allocation.statistics import beliefs
+from gvm_jax.allocation.statistics import estimate
 from gvm_jax.allocation.strategies import Cures, Dapo, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
@@ -215,7 +215,7 @@ def test_statistics_and_next_counts(tiny, stepped):
 def test_useful_tokens_are_those_of_trained_samples_over_all_that_was_computed(rollouts, stepped):
     """Each of the two updates puts its four accepted samples into one micro-batch of four rows."""
     length, rows = rollouts.prompt_lengths + rollouts.response_lengths, rollouts.tokens.shape[1]
-    assert stepped[1].useful_tokens == pytest.approx(length[REWARDS > 0].sum() / (2 * 4 * rows))
+    assert stepped[1].packing_efficiency == pytest.approx(length[REWARDS > 0].sum() / (2 * 4 * rows))
 
 
 def test_mismatch_is_that_of_the_sampling_policy(tiny, mesh, make_rollouts):
@@ -342,8 +342,8 @@ def test_diagnostics_compare_beliefs_with_what_came_of_them(tiny, mesh, rollouts
     assert d.mean_age == 1 and d.new_prompts == 0.5  # of 5, 1, 3, 2 the prompts 5 and 3 were sampled a step before
     assert d.floor_share == 1 / 16 and d.cap_share == 0  # the prompt with one sample
     allocator = make_allocator(Gvm())
-    believed = beliefs(after.statistics, NEXT_IDS, allocator.accept_rate_prior, allocator.gradient_norm_prior)
-    a = believed.gradient_norm**2 / believed.accept_rate
+    found = estimate(after.statistics, NEXT_IDS, allocator.accept_rate_prior, allocator.gradient_norm_prior)
+    a = found.gradient_norm**2 / found.accept_rate
     gain = (a / 4).sum() / (a / np.array(COUNTS)).sum()
     assert d.measured_gain == pytest.approx(float(gain), rel=1e-4)
     assert -1 <= d.norm_correlation <= 1
@@ -371,9 +371,9 @@ def test_no_accepted_sample_leaves_finite_numbers(tiny, mesh, rollouts):
     state, metrics = run_step(make_step(tiny[0], mesh), tiny[1], rollouts, np.zeros(16, np.float32))
     assert np.isnan(metrics.mismatch) and np.isnan(metrics.max_mismatch), "nothing was compared"
     assert np.isnan(metrics.diagnostics.norm_correlation) and np.isnan(metrics.diagnostics.mean_age)
-    assert np.isnan(metrics.useful_tokens), "nothing was computed"
+    assert np.isnan(metrics.packing_efficiency), "nothing was computed"
     zero = np.zeros(())
-    metrics = metrics.replace(mismatch=zero, max_mismatch=zero, useful_tokens=zero, diagnostics=None)
+    metrics = metrics.replace(mismatch=zero, max_mismatch=zero, packing_efficiency=zero, diagnostics=None)
     assert all(np.isfinite(x).all() for x in jax.tree.leaves((state, metrics)))
     assert metrics.trained_tokens == 0
 
@@ -425,7 +425,7 @@ def assert_equal(a, b):
 def test_rows_split_over_devices_change_nothing(tiny, rollouts, stepped, test_mesh):
     """As a run splits them: activations by rows, the output head gathered once for all chunks."""
     for mesh in (test_mesh(data=2, fsdp=2), test_mesh(fsdp=2, tensor=2)):
-        model = Model(tiny[0].config, rows=batch_sharding(mesh))
+        model = Model(tiny[0].config, activation_sharding=batch_sharding(mesh))
         state, metrics = run_step(make_step(model, mesh), tiny[1], rollouts)
         assert_close(state.params, stepped[0].params)
         assert_close(metrics.loss, stepped[1].loss)

@@ -4,8 +4,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import ProgramStrategy
 
 
@@ -21,9 +21,9 @@ class Cero(ProgramStrategy):
     saturation: float = 1.0  # λ
     group_size: int = 8  # R
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of minus the utility: exp(-κn)·(1 - exp(-κ)), with κ = 4λq/R."""
-        a, b = beliefs.successes, beliefs.failures
+        a, b = estimates.successes, estimates.failures
         rate = 4 * self.saturation * a * b / ((a + b) * (a + b + 1)) / self.group_size
 
         return lambda samples: jnp.exp(-rate * samples) * -jnp.expm1(-rate)

@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import ProgramStrategy
 
 
@@ -24,7 +24,7 @@ class Cures(ProgramStrategy):
 
     norms: ClassVar[str] = "all"
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of a/n."""
-        p, accepted, rejected = beliefs.accept_rate, beliefs.gradient_norm, beliefs.rejected_norm
-        return program.inverse(p * (1 - p) * ((1 - p) * jnp.square(accepted) + p * jnp.square(rejected)))
+        p, accepted, rejected = estimates.accept_rate, estimates.gradient_norm, estimates.rejected_norm
+        return solver.inverse(p * (1 - p) * ((1 - p) * jnp.square(accepted) + p * jnp.square(rejected)))

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.groups import totals
 from gvm_jax.allocation.strategies.strategy import Constraints, Progress, Strategy, share
 
@@ -24,7 +24,7 @@ class Dapo(Strategy):
     group_size: int = 8
     groups: int = 0  # 0 = half of the step's prompts
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """A group for each of the first prompts."""
         none = jnp.zeros_like(constraints.maximum)
         return self.more(Progress(successes=none, trials=none, rounds=jnp.int32(0)), constraints)

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import ProgramStrategy
 
 
@@ -28,9 +28,9 @@ class Gvm(ProgramStrategy):
     alpha: float = 1e-3
     beta: float = 2.0
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of a/n."""
-        return program.inverse(self.coefficients(beliefs.accept_rate, beliefs.gradient_norm))
+        return solver.inverse(self.coefficients(estimates.accept_rate, estimates.gradient_norm))
 
     def coefficients(self, accept_rate: Float[Array, " m"], gradient_norm: Float[Array, " m"]) -> Float[Array, " m"]:
         """a; p = 0 gives its limit, which is 0 for β > 1 unless α is 0."""
@@ -45,6 +45,6 @@ class GvmRates(Gvm):
 
     norms: ClassVar[str] = "none"
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of a/n."""
-        return program.inverse(self.coefficients(beliefs.accept_rate, jnp.ones_like(beliefs.accept_rate)))
+        return solver.inverse(self.coefficients(estimates.accept_rate, jnp.ones_like(estimates.accept_rate)))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import Constraints, Strategy
 
 
@@ -31,9 +31,9 @@ class GvmPaper(Strategy):
     filter_threshold: float = 0.0  # drop prompts with p above it; 0 = off
     filter_insufficient: float = 0.0  # drop prompts that expect fewer accepted samples, p·n; 0 = off
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """Integers with sum `constraints.budget`."""
-        seen = beliefs.sums
+        seen = estimates.sums
         with jax.enable_x64(True):  # for this function alone; TPUs emulate float64
             budget = jnp.asarray(constraints.budget, jnp.int64)
             drawn, measured = seen.trials.astype(jnp.float64), seen.norm_count.astype(jnp.float64)

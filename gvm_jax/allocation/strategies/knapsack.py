@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import jax.numpy as jnp
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import ProgramStrategy
 
 
@@ -22,15 +22,15 @@ class Knapsack(ProgramStrategy):
 
     least: ClassVar[int] = 2
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of minus the value; of leftovers, a level far below it."""
-        seen = beliefs.sums
+        seen = estimates.sums
         p = jnp.where(seen.trials > 0, seen.successes / jnp.maximum(seen.trials, 1e-30), 0.5)
         leftovers = jnp.where(p == 0, 1e-30, 0.0)
 
-        def gain(samples):
+        def marginal_gain(samples):
             n = samples.astype(jnp.float32)
             mixed = p**n * (1 - p) + (1 - p) ** n * p
             return jnp.maximum(p * (1 - p) ** 2 * mixed, leftovers / (n * (n + 1)))
 
-        return gain
+        return marginal_gain

@@ -6,8 +6,8 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.groups import balanced
 from gvm_jax.allocation.strategies.strategy import Constraints, ProgramStrategy, Progress, Strategy, share
 
@@ -16,9 +16,9 @@ from gvm_jax.allocation.strategies.strategy import Constraints, ProgramStrategy,
 class ReinforceAdaEst(ProgramStrategy):
     """Reinforce-Ada-Est, arXiv 2510.04996: n ∝ 1/√p, with p from a decayed Beta posterior."""
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of a/n with a = 1/p."""
-        return program.inverse(1 / beliefs.accept_rate)
+        return solver.inverse(1 / estimates.accept_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +37,7 @@ class ReinforceAdaSeq(Strategy):
     rejected_wanted: int = 2
     group_size: int = 8
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """`round_size` each."""
         return share(jnp.minimum(self.round_size, constraints.maximum), constraints.budget)
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.groups import totals
 from gvm_jax.allocation.strategies.strategy import Constraints, Progress, Strategy, share
 
@@ -23,7 +23,7 @@ class SpeedRl(Strategy):
     screen_samples: int = 4
     group_size: int = 8  # 20 in the paper
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """The screening."""
         return share(jnp.minimum(self.screen_samples, constraints.maximum), constraints.budget)
 

@@ -1,4 +1,4 @@
-"""What a strategy is: from beliefs about the prompts of a batch to their numbers of samples."""
+"""What a strategy is: from estimates about the prompts of a batch to their numbers of samples."""
 
 import dataclasses
 from typing import ClassVar
@@ -7,8 +7,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 
 
 @struct.dataclass
@@ -44,7 +44,7 @@ class Strategy:
     rounds: ClassVar[bool] = False
     baseline: ClassVar[str] = "drawn"  # whose rewards make a group's mean and deviation: "drawn" | "kept" samples
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """Samples of each prompt (in the first round); their sum is the budget, or less with `rounds`."""
         raise NotImplementedError
 
@@ -59,19 +59,19 @@ class Strategy:
 
 @dataclasses.dataclass(frozen=True)
 class ProgramStrategy(Strategy):
-    """A strategy that is a convex separable program: it declares gains, `program.allocate` does the rest."""
+    """A strategy that is a convex separable program: it declares gains, `solver.allocate` does the rest."""
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """What one more sample of each prompt is worth."""
         raise NotImplementedError
 
-    def counts(self, beliefs: Beliefs, constraints: Constraints) -> Int[Array, " m"]:
+    def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """The exact optimum within the constraints."""
         c = constraints
-        return program.allocate(self.gain(beliefs), c.budget, c.minimum, c.maximum, c.costs)
+        return solver.allocate(self.marginal_gain(estimates), c.budget, c.minimum, c.maximum, c.costs)
 
 
 def share(wanted: Int[Array, " m"], budget: Int[Array, ""]) -> Int[Array, " m"]:
     """`wanted` where the budget allows, else as level as it does, the earliest prompts first."""
-    level = program.inverse((wanted > 0).astype(jnp.float32))
-    return program.allocate(level, jnp.minimum(budget, wanted.sum()), 0, wanted)
+    level = solver.inverse((wanted > 0).astype(jnp.float32))
+    return solver.allocate(level, jnp.minimum(budget, wanted.sum()), 0, wanted)

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import ClassVar
 
-from gvm_jax.allocation import program
-from gvm_jax.allocation.statistics import Beliefs
+from gvm_jax.allocation import solver
+from gvm_jax.allocation.statistics import PromptEstimates
 from gvm_jax.allocation.strategies.strategy import ProgramStrategy
 
 
@@ -20,7 +20,7 @@ class Vip(ProgramStrategy):
     least: ClassVar[int] = 3  # (n-1)/n² rises from n = 1 to 2, and is convex from 3 on
     group_baseline: str = "leave_one_out"  # or "mean", with the sample itself in it
 
-    def gain(self, beliefs: Beliefs) -> program.Gain:
+    def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
         """Of a/(n-1) or a·(n-1)/n²."""
-        term = {"leave_one_out": program.inverse_less_one, "mean": program.group_mean}[self.group_baseline]
-        return term(4 * beliefs.accept_rate * (1 - beliefs.accept_rate))
+        term = {"leave_one_out": solver.inverse_less_one, "mean": solver.group_mean}[self.group_baseline]
+        return term(4 * estimates.accept_rate * (1 - estimates.accept_rate))

@@ -33,7 +33,7 @@ class GvmJaxLogprobs:
         """One forward pass over all responses."""
         found, lengths = self._program(self._params).tolist(), self._rollouts.response_lengths.tolist()
         logprobs = [row[:length] for row, length in zip(found, lengths, strict=True)]
-        return {"logprobs": logprobs, "useful_tokens": self._useful, "lengths": lengths, "prefill_seconds": None}
+        return {"logprobs": logprobs, "packing_efficiency": self._useful, "lengths": lengths, "prefill_seconds": None}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,9 @@ class GvmJaxStep:
             raise ValueError(f"--step: found {settings}; allowed are mode={' or '.join(MODES)}, and remat=NAME")
         data = pathlib.Path(workload["folder"], "questions.jsonl")
         rows = zip(workload["questions"], workload["golds"], strict=True)
-        data.write_text("".join(json.dumps({"problem": problem, "answer": gold}) + "\n" for problem, gold in rows))
+        data.write_text(
+            "".join(json.dumps({"problem": problem, "answer": reference}) + "\n" for problem, reference in rows)
+        )
         prompts = len(workload["prompts"])
         config.model.path, config.data.path = workload["model"], str(data)
         config.model.compute_dtype, config.model.remat = workload["dtype"], settings["remat"]

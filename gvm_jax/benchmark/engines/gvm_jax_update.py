@@ -67,9 +67,9 @@ class GvmJaxUpdate:
         self._state, metrics = self._step(
             self._state, self._rollouts, np.ones(len(self._lengths), np.float32), self._prompts
         )
-        loss, norm, useful = (float(x) for x in (metrics.loss, metrics.gradient_norm, metrics.useful_tokens))
+        loss, norm, useful = (float(x) for x in (metrics.loss, metrics.gradient_norm, metrics.packing_efficiency))
         return {
-            "loss": loss, "gradient_norm": norm, "useful_tokens": useful, "lengths": self._lengths,
+            "loss": loss, "gradient_norm": norm, "packing_efficiency": useful, "lengths": self._lengths,
             "prefill_seconds": None,
         }  # fmt: skip
 

@@ -37,7 +37,7 @@ class HuggingFaceLogprobs:
         lengths = [len(response) for _, response in self._pairs]
         useful = sum(map(sum, (map(len, pair) for pair in self._pairs))) / computed
         logprobs = [found[row].tolist() for row in range(len(lengths))]
-        return {"logprobs": logprobs, "useful_tokens": useful, "lengths": lengths, "prefill_seconds": None}
+        return {"logprobs": logprobs, "packing_efficiency": useful, "lengths": lengths, "prefill_seconds": None}
 
 
 if __name__ == "__main__":

@@ -78,12 +78,17 @@ class HuggingFaceStep:
         return {"lengths": lengths, "accepted": right + sum(accepted), "phases": phases, "prefill_seconds": None}
 
     def _grade(self, counts: list[int], samples: list[list[int]]) -> list[bool]:
-        """The call of the authors' code: the gold answer in a box, accepted if math-verify says so."""
+        """The call of the authors' code: the reference answer in a box, accepted if math-verify says so."""
         from math_verify import parse, verify
 
-        golds = [gold for gold, count in zip(self._workload["golds"], counts, strict=True) for _ in range(count)]
+        references = [
+            reference for reference, count in zip(self._workload["golds"], counts, strict=True) for _ in range(count)
+        ]
         texts = self._tokenizer.batch_decode(samples, skip_special_tokens=True)
-        return [verify(parse(rf"\boxed{{{gold}}}"), parse(text)) for gold, text in zip(golds, texts, strict=True)]
+        return [
+            verify(parse(rf"\boxed{{{reference}}}"), parse(text))
+            for reference, text in zip(references, texts, strict=True)
+        ]
 
     def _update(self, counts: list[int], samples: list[list[int]], accepted: list[bool]) -> None:
         """One clipped step on -mean over prompts of the mean over their accepted samples."""

@@ -46,7 +46,7 @@ class HuggingFaceUpdate:
         self._optimizer.zero_grad()
         torch_device.wait()
         return {
-            "loss": total, "gradient_norm": norm, "useful_tokens": self._useful, "lengths": lengths,
+            "loss": total, "gradient_norm": norm, "packing_efficiency": self._useful, "lengths": lengths,
             "prefill_seconds": None,
         }  # fmt: skip
 

@@ -27,8 +27,8 @@ def given_model(workload: dict, remat: str, attention: str = "auto"):
     import numpy as np
 
     from configs import default
-    from gvm_jax.models.attention import resolve_attention
     from gvm_jax.models.config import Qwen2Config
+    from gvm_jax.models.packed_attention import resolve_attention
     from gvm_jax.models.qwen2 import Model
     from gvm_jax.models.sharding import batch_sharding
     from gvm_jax.runtime.mesh import make_mesh
@@ -36,7 +36,7 @@ def given_model(workload: dict, remat: str, attention: str = "auto"):
     mesh, folder = make_mesh(default.get_config().mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
     network, dtype = Qwen2Config.from_folder(folder), np.dtype(workload["dtype"])
     attention = resolve_attention(attention, dtype, mesh.devices.flat[0].platform)
-    return Model(network, dtype, remat, rows=batch_sharding(mesh), attention=attention), mesh, folder
+    return Model(network, dtype, remat, activation_sharding=batch_sharding(mesh), attention=attention), mesh, folder
 
 
 def logprobs_program(model, rollouts, micro_batch: int, temperature: float, chunk: int):

@@ -28,7 +28,7 @@ def partial_attention(
 ) -> tuple[Float[Array, "N T H D"], Float[Array, "N T H"], Float[Array, "N T H"]]:
     """Attention of T queries of each of N items to the keys at positions begin <= j < end, not yet normalised.
 
-    The arguments and the results (values, peak, total) are those of `partial_tpu.partial_attention`, but the cache
+    Arguments and results (values, max_score, sum_exp) are those of `partial_tpu.partial_attention`, but the cache
     has the model's own head dimension, a power of two from 16 on. One program per item and KV head reads the range from
     begin to end: a GPU is filled by many items, not by a few with long ranges.
     """
@@ -50,7 +50,7 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
 
     matrix = pl.BlockSpec((None, None, rows, head_dim), lambda item, head: (item, head, 0, 0))
     column = pl.BlockSpec((None, None, rows), lambda item, head: (item, head, 0))
-    values, peak, total = pl.pallas_call(
+    values, max_score, sum_exp = pl.pallas_call(
         functools.partial(_kernel, page_size=page_size, scale=head_dim**-0.5),
         grid=(n, kv_heads),
         in_specs=[matrix] + [pl.BlockSpec()] * 4,
@@ -69,10 +69,10 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
         x = x[:, :, : t * group].reshape(n, kv_heads, t, group, *x.shape[3:])
         return x.swapaxes(1, 2).reshape(n, t, heads, *x.shape[4:])
 
-    return restore(values), restore(peak), restore(total)
+    return restore(values), restore(max_score), restore(sum_exp)
 
 
-def _kernel(q_ref, tables_ref, begin_ref, end_ref, cache_ref, values_ref, peak_ref, total_ref, *, page_size, scale):
+def _kernel(q_ref, tables_ref, begin_ref, end_ref, cache_ref, values_ref, max_ref, sum_exp_ref, *, page_size, scale):
     """One item and KV head, a block of keys at a time with a running softmax."""
     item, head = pl.program_id(0), pl.program_id(1)
     begin, end = begin_ref[item], end_ref[item]
@@ -81,19 +81,19 @@ def _kernel(q_ref, tables_ref, begin_ref, end_ref, cache_ref, values_ref, peak_r
     dot = functools.partial(jnp.dot, precision=exact, preferred_element_type=jnp.float32)
 
     def one_block(block, carry):
-        peak, total, values = carry
+        max_score, sum_exp, values = carry
         position = begin + block * BLOCK_TOKENS + jnp.arange(BLOCK_TOKENS)
         at = jnp.minimum(position, end - 1)  # the last block reads the last key again, not what is behind it
         row = tables_ref[item, at // page_size] * page_size + at % page_size
         keys, held = (cache_ref[row, 2 * head + i, :].astype(q.dtype) for i in (0, 1))
         scores = jnp.where((position < end)[None, :], dot(q, keys.T) * scale, -jnp.inf)
-        new_peak = jnp.maximum(peak, scores.max(1))  # finite: every block has a key of the range
-        weights = jnp.exp(scores - new_peak[:, None])
-        rescale = jnp.exp(peak - new_peak)
+        new_max = jnp.maximum(max_score, scores.max(1))  # finite: every block has a key of the range
+        weights = jnp.exp(scores - new_max[:, None])
+        rescale = jnp.exp(max_score - new_max)
         values = values * rescale[:, None] + dot(weights.astype(q.dtype), held)
-        return new_peak, total * rescale + weights.sum(1), values
+        return new_max, sum_exp * rescale + weights.sum(1), values
 
     rows = q.shape[0]
     nothing = (jnp.full(rows, -jnp.inf), jnp.zeros(rows), jnp.zeros(q.shape, jnp.float32))
     num_blocks = pl.cdiv(jnp.maximum(end - begin, 0), BLOCK_TOKENS)
-    peak_ref[...], total_ref[...], values_ref[...] = jax.lax.fori_loop(0, num_blocks, one_block, nothing)
+    max_ref[...], sum_exp_ref[...], values_ref[...] = jax.lax.fori_loop(0, num_blocks, one_block, nothing)

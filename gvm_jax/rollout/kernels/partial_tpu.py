@@ -41,10 +41,10 @@ def partial_attention(
 
     With the scores s_j = q · k_j / sqrt(D), over the keys of the range,
 
-      peak = max_j s_j,    total = Σ_j exp(s_j - peak),    values = Σ_j exp(s_j - peak) v_j;
+      max_score = max_j s_j,    sum_exp = Σ_j exp(s_j - max_score),    values = Σ_j exp(s_j - max_score) v_j;
 
-    an empty range gives peak -inf, total 0 and values 0. The attention is values / total; parts over disjoint ranges
-    are brought to their common peak and added. There is no causal mask: all T queries see the whole range.
+    an empty range gives max_score -inf, sum_exp 0 and values 0. The attention is values / sum_exp; parts over
+    disjoint ranges are brought to their common maximum and added. There is no causal mask: every query sees the range.
 
     Args:
       q: the queries; query head h reads KV head h // (H / K).
@@ -58,7 +58,7 @@ def partial_attention(
       mesh: split the heads over its axis "tensor"; see `split_heads`. None = a single device.
 
     Returns:
-      values, peak, total: all float32.
+      values, max_score, sum_exp: all float32.
     """
     check_heads(q, cache)
     function = functools.partial(_partial_attention, interpret=interpret)
@@ -146,7 +146,7 @@ def _kernel(
     q_ref,  # [K, rows, Dc]
     cache_ref,  # [LP, page · 2K, Dc] in HBM
     values_ref,  # [K, rows, Dc]
-    stats_ref,  # [K, rows, LANES]; peak in the first lane, total in the others
+    stats_ref,  # [K, rows, LANES]; max_score in the first lane, sum_exp in the others
     buffers,  # [2, block_pages, page · 2K, Dc]
     arrived,  # semaphores of the two buffers
     words_ref=None,  # [block_tokens · K, Dc]: with a 16-bit cache, its rows as pairs of key and value
@@ -208,24 +208,24 @@ def _kernel(
             pair = pair << 16, pair & jnp.uint32(0xFFFF0000)  # a bfloat16 is the upper half of a float32
             return [jax.lax.bitcast_convert_type(x, jnp.float32).astype(cache_ref.dtype) for x in pair]
 
-        def one_head(head, peak, total, values):
+        def one_head(head, max_score, sum_exp, values):
             keys, held = keys_and_values(head)
             exact = jax.lax.Precision.HIGHEST if keys.dtype == jnp.float32 else None
             dot = functools.partial(jax.lax.dot_general, precision=exact, preferred_element_type=jnp.float32)
             scores = dot(q_ref[head], keys, (((1,), (1,)), ((), ()))) * scale
             scores = jnp.where(live_score, scores, -jnp.inf)
-            new_peak = jnp.maximum(peak, scores.max(1, keepdims=True))  # finite: every block has a key of the range
-            weights = jnp.exp(scores - new_peak)
-            rescale = jnp.exp(peak - new_peak)
+            new_max = jnp.maximum(max_score, scores.max(1, keepdims=True))  # finite: every block has a key of the range
+            weights = jnp.exp(scores - new_max)
+            rescale = jnp.exp(max_score - new_max)
             added = dot(weights.astype(held.dtype), held, (((1,), (0,)), ((), ())))
-            return new_peak, total * rescale + weights.sum(1, keepdims=True), values * rescale + added
+            return new_max, sum_exp * rescale + weights.sum(1, keepdims=True), values * rescale + added
 
         return [one_head(head, *part) for head, part in enumerate(carry)]
 
     column = (rows, 1)
     nothing = (jnp.full(column, -jnp.inf), jnp.zeros(column), jnp.zeros((rows, held_dim)))
     parts = jax.lax.fori_loop(0, num_blocks, one_block, [nothing] * kv_heads)
-    for head, (peak, total, values) in enumerate(parts):
+    for head, (max_score, sum_exp, values) in enumerate(parts):
         lane = jax.lax.broadcasted_iota(jnp.int32, (rows, LANES), 1)
-        stats_ref[head] = jnp.where(lane == 0, peak, total)
+        stats_ref[head] = jnp.where(lane == 0, max_score, sum_exp)
         values_ref[head] = values

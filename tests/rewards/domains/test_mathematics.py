@@ -46,8 +46,8 @@ def boxed(answer: str) -> str:
 
 
 def test_every_spelling_of_every_reference_is_accepted(grader):
-    cases = [(name, text, gold) for gold in REFERENCES for name, text in spellings(gold).items()]
-    verdicts = grader.grade([boxed(text) for _, text, _ in cases], [gold for *_, gold in cases])
+    cases = [(name, text, reference) for reference in REFERENCES for name, text in spellings(reference).items()]
+    verdicts = grader.grade([boxed(text) for _, text, _ in cases], [reference for *_, reference in cases])
     refused = [case for case, verdict in zip(cases, verdicts, strict=True) if verdict.status is not Status.CORRECT]
     assert len(cases) > 2500 and not refused
 
@@ -58,10 +58,12 @@ def test_every_reference_can_be_checked(grader):
 
 def test_no_spelling_of_another_reference_is_accepted(grader):
     pairs = others(REFERENCES, 300)
-    verdicts = grader.grade([boxed(text) for text, _ in pairs], [gold for _, gold in pairs])
+    verdicts = grader.grade([boxed(text) for text, _ in pairs], [reference for _, reference in pairs])
     equal = {frozenset(pair) for pair in [("42", "52_8")]}
     paid = [pair for pair, verdict in zip(pairs, verdicts, strict=True) if verdict.score > 0]
-    assert not [(text, gold) for text, gold in paid if not any({canonical(text), gold} >= both for both in equal)]
+    assert not [
+        (text, reference) for text, reference in paid if not any({canonical(text), reference} >= both for both in equal)
+    ]
     assert {verdict.status for verdict in verdicts} <= {Status.WRONG, Status.CORRECT}
 
 

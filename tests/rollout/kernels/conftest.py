@@ -40,7 +40,7 @@ def attend_by_brute_force(q, cache, tables, begin, end, first_page):
     q, cache = np.asarray(q, np.float64), np.asarray(cache, np.float64)
     n, t, heads, dim = q.shape
     page, kv_heads = cache.shape[1], cache.shape[2] // 2
-    values, peak, total = np.zeros(q.shape), np.full((n, t, heads), -np.inf), np.zeros((n, t, heads))
+    values, max_score, sum_exp = np.zeros(q.shape), np.full((n, t, heads), -np.inf), np.zeros((n, t, heads))
     for i in range(n):
         at = np.arange(begin[i], end[i])
         if at.size == 0:
@@ -50,11 +50,11 @@ def attend_by_brute_force(q, cache, tables, begin, end, first_page):
             k, v = (kv[:, 2 * (h // (heads // kv_heads)) + j] for j in (0, 1))
             for row in range(t):
                 scores = k @ q[i, row, h] / np.sqrt(dim)
-                peak[i, row, h] = scores.max()
+                max_score[i, row, h] = scores.max()
                 weights = np.exp(scores - scores.max())
-                total[i, row, h] = weights.sum()
+                sum_exp[i, row, h] = weights.sum()
                 values[i, row, h] = weights @ v
-    return values, peak, total
+    return values, max_score, sum_exp
 
 
 def make_problem(
@@ -95,7 +95,9 @@ def check_partial():
     def check(partial_attention, args, tolerance=2e-5, interpret=None, mesh=None):
         interpret = jax.default_backend() == "cpu" if interpret is None else interpret
         got = jax.jit(lambda *args: partial_attention(*args, interpret=interpret, mesh=mesh))(*args)
-        for name, actual, expected in zip(("values", "peak", "total"), got, attend_by_brute_force(*args), strict=True):
+        for name, actual, expected in zip(
+            ("values", "max_score", "sum_exp"), got, attend_by_brute_force(*args), strict=True
+        ):
             assert actual.dtype == jnp.float32
             np.testing.assert_allclose(actual, expected, rtol=tolerance, atol=tolerance * 20, err_msg=name)
 

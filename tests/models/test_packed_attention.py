@@ -9,16 +9,16 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models import attention
-from gvm_jax.models.attention import resolve_attention, segment_attention
+from gvm_jax.models import packed_attention
+from gvm_jax.models.packed_attention import resolve_attention, segment_attention
 
 
 def problem(rows=2, length=150, heads=4, kv_heads=2, dim=16, seed=0):
-    """Random queries, keys, values, the slopes of a loss, and segments of unequal lengths."""
+    """Random queries, keys, values, the cotangents of a loss, and segments of unequal lengths."""
     random = np.random.default_rng(seed)
-    q, k, v, slopes = (random.normal(size=(rows, length, h, dim)) for h in (heads, kv_heads, kv_heads, heads))
+    q, k, v, cotangents = (random.normal(size=(rows, length, h, dim)) for h in (heads, kv_heads, kv_heads, heads))
     segments = np.sort(random.integers(0, 4, (rows, length)), axis=1)
-    return q, k, v, slopes, segments
+    return q, k, v, cotangents, segments
 
 
 def by_brute_force(q, k, v, segments):
@@ -32,12 +32,12 @@ def by_brute_force(q, k, v, segments):
     return mixed
 
 
-def of(implementation, q, k, v, slopes, segments, dtype=jnp.float32, rows=None):
-    """Values, and the gradients of their sum weighed with the slopes with respect to q, k and v; in float32."""
+def of(implementation, q, k, v, cotangents, segments, dtype=jnp.float32, rows=None):
+    """Values, and the gradients of their sum weighed with the cotangents with respect to q, k and v; in float32."""
 
     def loss(q, k, v):
         mixed, _ = segment_attention(segments, implementation, rows)(q, k, v, None, None)
-        return (mixed * slopes).sum(), mixed
+        return (mixed * cotangents).sum(), mixed
 
     inputs = (jnp.asarray(x, dtype) for x in (q, k, v))
     gradients, mixed = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(*inputs)
@@ -47,13 +47,13 @@ def of(implementation, q, k, v, slopes, segments, dtype=jnp.float32, rows=None):
 @pytest.fixture
 def interpreted(monkeypatch):
     """Splash attention runs without a TPU, slowly."""
-    monkeypatch.setattr(attention, "_splash", functools.partial(attention._splash, interpret=True))
+    monkeypatch.setattr(packed_attention, "_splash", functools.partial(packed_attention._splash, interpret=True))
 
 
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_values_are_those_of_one_query_at_a_time(implementation, interpreted):
-    q, k, v, slopes, segments = problem()
-    mixed, *_ = of(implementation, q, k, v, slopes, segments)
+    q, k, v, cotangents, segments = problem()
+    mixed, *_ = of(implementation, q, k, v, cotangents, segments)
     np.testing.assert_allclose(mixed, by_brute_force(q, k, v, segments), atol=2e-5)
 
 

@@ -21,7 +21,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
 from gvm_jax.config import ConfigError
-from gvm_jax.models.attention import Attention
+from gvm_jax.models.packed_attention import Attention
 from gvm_jax.rollout.kernels import partial_gpu, partial_tpu
 from gvm_jax.rollout.kernels.heads import cache_head_dim
 from gvm_jax.rollout.kernels.ragged_tpu import ragged_attention
@@ -35,23 +35,23 @@ TILE = 8  # samples of a prompt that read its keys together
 class Part(NamedTuple):
     """Softmax attention over some of the keys, not yet divided by its total weight; parts over other keys add to it."""
 
-    values: Float[Array, "N T H D"]  # Σ_j exp(s_j - peak) v_j, float32
-    peak: Float[Array, "N T H"]  # max_j s_j; -inf over no keys
-    total: Float[Array, "N T H"]  # Σ_j exp(s_j - peak)
+    values: Float[Array, "N T H D"]  # Σ_j exp(s_j - max_score) v_j, float32
+    max_score: Float[Array, "N T H"]  # max_j s_j; -inf over no keys
+    sum_exp: Float[Array, "N T H"]  # Σ_j exp(s_j - max_score)
 
 
 def merge(first: Part, second: Part) -> Part:
     """The part over the keys of both (log-sum-exp merge, as in FlashAttention, arXiv 2205.14135, section 3.1)."""
-    peak = jnp.maximum(first.peak, second.peak)
-    shift = jnp.where(jnp.isfinite(peak), peak, 0.0)
-    scales = jnp.exp(first.peak - shift), jnp.exp(second.peak - shift)
+    max_score = jnp.maximum(first.max_score, second.max_score)
+    shift = jnp.where(jnp.isfinite(max_score), max_score, 0.0)
+    scales = jnp.exp(first.max_score - shift), jnp.exp(second.max_score - shift)
     values = first.values * scales[0][..., None] + second.values * scales[1][..., None]
-    return Part(values, peak, first.total * scales[0] + second.total * scales[1])
+    return Part(values, max_score, first.sum_exp * scales[0] + second.sum_exp * scales[1])
 
 
 def normalise(part: Part) -> Float[Array, "N T H D"]:
     """The mixed values; 0 over no keys."""
-    return part.values / jnp.maximum(part.total, jnp.finfo(jnp.float32).tiny)[..., None]
+    return part.values / jnp.maximum(part.sum_exp, jnp.finfo(jnp.float32).tiny)[..., None]
 
 
 @struct.dataclass
@@ -236,14 +236,14 @@ def partial_attention(
             kv = kv.transpose(0, 2, 3, 1, 4)  # heads first: XLA's CPU backend has a fast batched product for it
             scores = jnp.einsum("nkrd,nktd->nkrt", my_queries, kv[:, :, 0], preferred_element_type=jnp.float32)
             scores = jnp.where(visible, scores * dim**-0.5, -jnp.inf)
-            peak = jnp.maximum(part.peak, scores.max(-1))
-            shift = jnp.where(jnp.isfinite(peak), peak, 0.0)  # a row that sees no key yet
+            max_score = jnp.maximum(part.max_score, scores.max(-1))
+            shift = jnp.where(jnp.isfinite(max_score), max_score, 0.0)  # a row that sees no key yet
             weights = jnp.exp(scores - shift[..., None])
-            scale = jnp.exp(part.peak - shift)
+            scale = jnp.exp(part.max_score - shift)
             values = jnp.einsum(
                 "nkrt,nktd->nkrd", weights.astype(q.dtype), kv[:, :, 1], preferred_element_type=jnp.float32
             )
-            return Part(part.values * scale[..., None] + values, peak, part.total * scale + weights.sum(-1))
+            return Part(part.values * scale[..., None] + values, max_score, part.sum_exp * scale + weights.sum(-1))
 
         longest = jnp.max(until[:, 0, :, 0] - first[:, None])
         empty = jax.tree.map(lambda x: x[:block], parts_like)

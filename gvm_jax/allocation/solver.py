@@ -38,7 +38,7 @@ _EXPONENT_BITS = _INFINITY_BITS  # as a mask
 _TOP_EXPONENT_BITS = _INFINITY_BITS - 2**23
 _MANY = 2**30 - 1  # counts and sums saturate here: two of them still fit int32
 
-Gain = Callable[[Int[Array, "*m"]], Float[Array, "*m"]]
+MarginalGain = Callable[[Int[Array, "*m"]], Float[Array, "*m"]]
 """What one more sample of each prompt that has n lowers the objective by, f_i(n) - f_i(n+1).
 
 Not negative and, from the floor on, not increasing in n. It is called inside loops, with counts [m] or one scalar for
@@ -49,7 +49,7 @@ float32 and infinity count as infinite. Only the order of the gains of one call 
 
 @dataclasses.dataclass(frozen=True)
 class Term:
-    """A term a·φ(n) of the objective. `term(coefficients)` is the `Gain` of Σ a_i φ(n_i).
+    """A term a·φ(n) of the objective. `term(coefficients)` is the `MarginalGain` of Σ a_i φ(n_i).
 
     Coefficients a ≥ 0 may have any scale: they are multiplied by the power of two that brings the largest to float32's
     top, so gains of different calls are not comparable. NaN and negative ones count as zero (`check_coefficients`
@@ -63,15 +63,15 @@ class Term:
 
     least: int  # φ is convex from here on
     value: Callable[[Array], Array]  # φ(n), of real n too; very large where it is infinite
-    gain: Callable[[Array, Array], Array]  # a·(φ(n) - φ(n+1)) of a and n, without overflow for the largest a
+    marginal_gain: Callable[[Array, Array], Array]  # a·(φ(n) - φ(n+1)) of a and n, without overflow for the largest a
 
-    def __call__(self, coefficients: Float[Array, " m"]) -> Gain:
+    def __call__(self, coefficients: Float[Array, " m"]) -> MarginalGain:
         """The gains a·(φ(n) - φ(n+1)), a pytree: jitted functions may take it as an argument."""
-        return jax.tree_util.Partial(self._gain_or_largest, _raise_exponents(_clean(coefficients)))
+        return jax.tree_util.Partial(self._marginal_gain_or_largest, _raise_exponents(_clean(coefficients)))
 
-    def _gain_or_largest(self, scaled: Float[Array, " m"], samples: Int[Array, "*m"]) -> Float[Array, " m"]:
-        gain = self.gain(scaled, jnp.maximum(samples, self.least).astype(jnp.float32))
-        return jnp.where((samples < self.least) & (scaled > 0), _LARGEST, gain)
+    def _marginal_gain_or_largest(self, scaled: Float[Array, " m"], samples: Int[Array, "*m"]) -> Float[Array, " m"]:
+        marginal_gain = self.marginal_gain(scaled, jnp.maximum(samples, self.least).astype(jnp.float32))
+        return jnp.where((samples < self.least) & (scaled > 0), _LARGEST, marginal_gain)
 
 
 def _group_mean_gain(a: Array, n: Array) -> Array:
@@ -83,22 +83,22 @@ def _group_mean_gain(a: Array, n: Array) -> Array:
 inverse = Term(
     least=1,
     value=lambda n: 1 / jnp.maximum(n, _SMALLEST),
-    gain=lambda a, n: a / (n * (n + 1)),
+    marginal_gain=lambda a, n: a / (n * (n + 1)),
 )
 inverse_less_one = Term(
     least=2,
     value=lambda n: 1 / jnp.maximum(n - 1, _SMALLEST),
-    gain=lambda a, n: a / (n * (n - 1)),
+    marginal_gain=lambda a, n: a / (n * (n - 1)),
 )
 group_mean = Term(
     least=3,
     value=lambda n: jnp.where(n > 1, (n - 1) / jnp.maximum(n, 1) ** 2, 1 / _SMALLEST),
-    gain=_group_mean_gain,
+    marginal_gain=_group_mean_gain,
 )
 
 
 def allocate(
-    gain: Gain,
+    marginal_gain: MarginalGain,
     budget: ArrayLike,
     minimum: ArrayLike,
     maximum: ArrayLike,
@@ -153,7 +153,7 @@ def allocate(
     by_cost = budget_in == "costs"
     scalar = jax.ShapeDtypeStruct((), jnp.int32)
     shapes = [jnp.shape(x) for x in (minimum, maximum, 1 if costs is None else costs)]
-    shape = jnp.broadcast_shapes(jax.eval_shape(gain, scalar).shape, *shapes)
+    shape = jnp.broadcast_shapes(jax.eval_shape(marginal_gain, scalar).shape, *shapes)
     upper = jnp.clip(jnp.broadcast_to(jnp.asarray(maximum, jnp.int32), shape), 0, _MANY)
     lower = jnp.clip(jnp.asarray(minimum, jnp.int32), 0, upper)
     units, relative_costs = jnp.int32(1), jnp.float32(1)
@@ -163,7 +163,7 @@ def allocate(
 
     def samples_worth(price: Float[Array, ""], fewer: Int[Array, " m"], more: Int[Array, " m"]) -> Int[Array, " m"]:
         # A product beyond float32 is a price that no finite gain reaches.
-        return _samples_worth(gain, jnp.minimum(price * relative_costs, _LARGEST), fewer, more)
+        return _samples_worth(marginal_gain, jnp.minimum(price * relative_costs, _LARGEST), fewer, more)
 
     if by_cost:
         upper = samples_worth(_SMALLEST, lower, upper)
@@ -283,14 +283,14 @@ def ideal_variance_ratio(coefficients: Float[Array, " m"], valid: Bool[Array, " 
 
 
 def _samples_worth(
-    gain: Gain, price: Float[Array, "*m"], fewer: Int[Array, " m"], more: Int[Array, " m"]
+    marginal_gain: MarginalGain, price: Float[Array, "*m"], fewer: Int[Array, " m"], more: Int[Array, " m"]
 ) -> Int[Array, " m"]:
     """The samples of each prompt whose gain is at least `price`, at least `fewer` and at most `more`."""
 
     def lift(state):
         step, counts = state
         higher = jnp.minimum(counts + step, more)
-        return step >> 1, jnp.where(gain(higher - 1) >= price, higher, counts)  # NaN >= x is false
+        return step >> 1, jnp.where(marginal_gain(higher - 1) >= price, higher, counts)  # NaN >= x is false
 
     width = jnp.max(more - fewer, initial=0)
     step = jnp.where(width > 0, 1 << (31 - jax.lax.clz(jnp.maximum(width, 1))), 0)  # its highest bit

@@ -11,7 +11,7 @@ from concurrent.futures import CancelledError
 import pytest
 
 from gvm_jax.rewards import VerifierFailure, worker
-from gvm_jax.rewards.processes import WorkerPool
+from gvm_jax.rewards.worker_pool import WorkerPool
 
 REPOSITORY = os.path.abspath(os.path.join(os.path.dirname(__file__), "..", ".."))
 HANG = "9**9**9**9"
@@ -130,7 +130,7 @@ import sys
 import jax
 from gvm_jax.rewards.domains import Limits
 from gvm_jax.rewards.domains.mathematics import Mathematics
-from gvm_jax.rewards.processes import WorkerPool
+from gvm_jax.rewards.worker_pool import WorkerPool
 
 main, spec = sys.modules["__main__"], __spec__
 pool = WorkerPool(1, 30, 512, Mathematics(Limits(1, 512)).start)
@@ -151,7 +151,7 @@ def test_signals_to_the_process_group_are_left_to_the_parent(tmp_path):
 import signal
 from gvm_jax.rewards.domains import Limits
 from gvm_jax.rewards.domains.mathematics import Mathematics
-from gvm_jax.rewards.processes import WorkerPool
+from gvm_jax.rewards.worker_pool import WorkerPool
 
 for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: None)
@@ -202,7 +202,7 @@ def test_waiting_can_be_given_up():
 def test_a_process_that_ends_at_once_leaves_no_warning(tmp_path):
     source = """
 import os
-from gvm_jax.rewards.processes import WorkerPool
+from gvm_jax.rewards.worker_pool import WorkerPool
 
 if __name__ == "__main__":
     WorkerPool(1, 5.0, 512, bool)

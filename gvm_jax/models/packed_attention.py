@@ -52,14 +52,14 @@ def resolve_attention(name: str, dtype, platform: str) -> str:
 
 
 def segment_attention(
-    segments: Int[Array, "B L"], implementation: str = "xla", rows: NamedSharding | None = None
+    segments: Int[Array, "B L"], implementation: str = "xla", activation_sharding: NamedSharding | None = None
 ) -> Attention:
     """Causal attention within equal segment ids; needs no cache. Query head h reads KV head h // (H / K).
 
     Args:
       segments: ids; a place sees those before it in its row, and itself, that have its id.
       implementation: of `IMPLEMENTATIONS`.
-      rows: how rows are split over devices, where they are: a kernel that knows one device only is run on each.
+      activation_sharding: how rows are split over devices, if they are: a kernel for one device is run on each.
     """
     if implementation == "xla":
         return _xla_attention(segments)
@@ -68,7 +68,7 @@ def segment_attention(
     # Padding is a segment of its own, which no query before it sees.
     padded = jnp.pad(jnp.asarray(segments), ((0, 0), (0, padding)), constant_values=-1)
     if implementation == "splash":
-        attend = functools.partial(_on_each_device, _splash, rows)
+        attend = functools.partial(_on_each_device, _splash, activation_sharding)
     else:
         attend = _cudnn
 
@@ -100,16 +100,18 @@ def _splash(q, k, v, segments, *, interpret: bool = False) -> Float[Array, "B L 
     return mixed.swapaxes(1, 2).astype(q.dtype)
 
 
-def _on_each_device(function: Callable, rows: NamedSharding | None, q, k, v, segments) -> Float[Array, "B L H D"]:
+def _on_each_device(
+    function: Callable, activation_sharding: NamedSharding | None, q, k, v, segments
+) -> Float[Array, "B L H D"]:
     """`function(q, k, v, segments)` on each device's rows and heads.
 
     Rows stay whole where they are no multiple of the devices they would be split over. Where the axis "tensor" does not
     divide the KV heads, each query head gets a copy of its own; where it does not divide the query heads, devices
     compute the same.
     """
-    if rows is None:
+    if activation_sharding is None:
         return function(q, k, v, segments)
-    mesh, batch = rows.mesh, rows.spec[0]
+    mesh, batch = activation_sharding.mesh, activation_sharding.spec[0]
     tensor, heads = mesh.shape["tensor"], None
     batch = batch if q.shape[0] % math.prod(mesh.shape[axis] for axis in batch) == 0 else None
     if q.shape[2] % tensor == 0:

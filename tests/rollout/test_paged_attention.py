@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gvm_jax.rollout import attention
-from gvm_jax.rollout.attention import PagedAttention, Part, make_tiles, merge, normalise, partial_attention
+from gvm_jax.rollout import paged_attention
+from gvm_jax.rollout.paged_attention import PagedAttention, Part, make_tiles, merge, normalise, partial_attention
 
 PAGE, KV, HEADS, DIM, PAGES = 4, 2, 6, 8, 60
 RNG = np.random.default_rng(0)
@@ -29,8 +29,8 @@ def exact(q, table, begin, end, first_page):
 @pytest.mark.parametrize("blocks", [(128, 16), (4, 2), (3, 5)])
 def test_partial_attention_is_the_softmax_over_a_range(blocks, monkeypatch):
     """Ranges that begin inside a page, end anywhere, are empty, or differ between the queries of an item."""
-    monkeypatch.setattr(attention, "KEY_BLOCK", blocks[0])
-    monkeypatch.setattr(attention, "ITEM_BLOCK", blocks[1])
+    monkeypatch.setattr(paged_attention, "KEY_BLOCK", blocks[0])
+    monkeypatch.setattr(paged_attention, "ITEM_BLOCK", blocks[1])
     items, queries = 7, 3
     q = RNG.normal(size=(items, queries, HEADS, DIM)).astype(np.float32)
     tables = RNG.integers(1, PAGES, (items, 5)).astype(np.int32)
@@ -42,7 +42,7 @@ def test_partial_attention_is_the_softmax_over_a_range(blocks, monkeypatch):
         for t in range(queries):
             expected = exact(q[i, t], tables[i], begin[i], end[i, t], PAGES)
             np.testing.assert_allclose(found[i, t], expected, atol=2e-6)
-            assert np.isneginf(part.peak[i, t]).all() == (begin[i] == end[i, t])
+            assert np.isneginf(part.max_score[i, t]).all() == (begin[i] == end[i, t])
 
 
 @given(st.integers(0, 20), st.integers(0, 20), st.integers(0, 20))
@@ -77,7 +77,7 @@ def test_tiles_hold_every_sample_once_with_its_prompt(groups):
     np.testing.assert_array_equal(tiles.page_table[tiles.tile[live]], tables[live])
     np.testing.assert_array_equal(tiles.length[tiles.tile[live]], lengths[live])
     counts = np.unique(groups[live], return_counts=True)[1]
-    assert (tiles.length > 0).sum() == sum(-(-n // attention.TILE) for n in counts), "prompts are read too often"
+    assert (tiles.length > 0).sum() == sum(-(-n // paged_attention.TILE) for n in counts), "prompts are read too often"
     assert (tiles.length[: (tiles.length > 0).sum()] > 0).all(), "live tiles come first"
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gvm_jax.allocation.program import (
+from gvm_jax.allocation.solver import (
     allocate,
     check_bounds,
     check_coefficients,
@@ -147,11 +147,11 @@ def test_gains_are_differences_of_the_term_and_do_not_rise_from_the_least_count_
     term, phi, least = TERMS[name]
     assert term.least == least
     counts = range(least, 200)
-    gain = jax.jit(term(jnp.asarray([3.0])))  # compilers rearrange divisions
-    gains = np.asarray(gain(jnp.arange(least, 200)), np.float64)
+    marginal_gain = jax.jit(term(jnp.asarray([3.0])))  # compilers rearrange divisions
+    marginal_gains = np.asarray(marginal_gain(jnp.arange(least, 200)), np.float64)
     exact = np.asarray([float(phi(n) - phi(n + 1)) for n in counts])
-    np.testing.assert_allclose(gains / gains[0], exact / exact[0], rtol=3e-7)
-    many = np.asarray(gain(jnp.arange(least, 2_000_000)))
+    np.testing.assert_allclose(marginal_gains / marginal_gains[0], exact / exact[0], rtol=3e-7)
+    many = np.asarray(marginal_gain(jnp.arange(least, 2_000_000)))
     assert (np.diff(many) <= 0).all() and many[-1] > 0
     values = np.asarray(term.value(jnp.arange(least, 200).astype(jnp.float32)))
     np.testing.assert_allclose(values, [float(phi(n)) for n in counts], rtol=1e-6)
@@ -160,8 +160,8 @@ def test_gains_are_differences_of_the_term_and_do_not_rise_from_the_least_count_
 @every_term
 def test_below_the_least_count_the_term_is_not_convex_and_its_gain_is_the_largest_float(name):
     term, phi, least = TERMS[name]
-    gains = np.asarray(term(jnp.asarray([3.0, 0.0]))(jnp.arange(least)[:, None]))
-    assert (gains == [np.finfo(np.float32).max, 0]).all()
+    marginal_gains = np.asarray(term(jnp.asarray([3.0, 0.0]))(jnp.arange(least)[:, None]))
+    assert (marginal_gains == [np.finfo(np.float32).max, 0]).all()
     if name == "group_mean":  # the gain of the third sample is below that of the fourth
         assert phi(2) - phi(3) < phi(3) - phi(4)
         assert phi(1) < phi(2)  # and one sample would look best of all
@@ -209,12 +209,12 @@ def gain_in_float64(name, a, n):
     least = TERMS[name][2]
     n = n.astype(np.float64)
     k = np.maximum(n, least)
-    gain = {
+    marginal_gain = {
         "inverse": lambda: 1 / (k * (k + 1)),
         "inverse_less_one": lambda: 1 / (k * (k - 1)),
         "group_mean": lambda: (k * k - k - 1) / (k * (k + 1)) ** 2,
     }[name]()
-    return np.where((n < least) & (a > 0), np.inf, a.astype(np.float64) * gain)
+    return np.where((n < least) & (a > 0), np.inf, a.astype(np.float64) * marginal_gain)
 
 
 def random_programs(rng, count, size):
@@ -303,8 +303,8 @@ def test_permuted_prompts_have_permuted_counts_up_to_ties(case, random):
     moved = np.flatnonzero(counts != permuted)
     last = np.maximum(counts, permuted)[moved]
     with np.errstate(divide="ignore"):
-        gains = np.asarray(a, np.float32)[moved] / (last * (last - 1)).astype(np.float32)
-    assert (gains == gains[:1]).all()  # ... and only between equal gains
+        marginal_gains = np.asarray(a, np.float32)[moved] / (last * (last - 1)).astype(np.float32)
+    assert (marginal_gains == marginal_gains[:1]).all()  # ... and only between equal gains
 
 
 @settings(max_examples=60, deadline=None)
@@ -372,11 +372,11 @@ def test_infeasible_bounds_end_at_the_nearest_feasible_sum():
     assert allocate(inverse(jnp.zeros(0)), 5.0, 1, 2, jnp.zeros(0), "costs").shape == (0,)
 
 
-def greedy_by_gains(gain, budget, minimum, maximum):
+def greedy_by_gains(marginal_gain, budget, minimum, maximum):
     """One sample at a time to the largest of the gains in float64, the earliest of equal ones."""
     counts = np.asarray(minimum).copy()
     for _ in range(budget - counts.sum()):
-        counts[np.argmax(np.where(counts < maximum, gain(counts), -1))] += 1
+        counts[np.argmax(np.where(counts < maximum, marginal_gain(counts), -1))] += 1
     return counts
 
 
@@ -410,8 +410,8 @@ def test_gains_without_closed_form_are_solved_like_a_greedy_in_float64(seed):
 
 
 def test_constant_gains_are_linear_objectives_and_serve_the_dearest_first_then_the_earliest():
-    gain = jnp.asarray([1.0, 3.0, 1.0, jnp.nan, jnp.inf, 0.0, -1.0])
-    take = lambda budget: allocate(lambda n: gain + 0 * n, budget, 0, 4).tolist()  # noqa: E731
+    marginal_gain = jnp.asarray([1.0, 3.0, 1.0, jnp.nan, jnp.inf, 0.0, -1.0])
+    take = lambda budget: allocate(lambda n: marginal_gain + 0 * n, budget, 0, 4).tolist()  # noqa: E731
     assert take(6) == [0, 2, 0, 0, 4, 0, 0]
     assert take(11) == [3, 4, 0, 0, 4, 0, 0]
     assert take(14) == [4, 4, 2, 0, 4, 0, 0]
@@ -427,9 +427,9 @@ def test_a_gain_is_a_pytree_that_jitted_functions_take():
     traces = []
 
     @jax.jit
-    def solver(gain, budget):
+    def solver(marginal_gain, budget):
         traces.append(1)
-        return allocate(gain, budget, 1, budget)
+        return allocate(marginal_gain, budget, 1, budget)
 
     assert solver(inverse(jnp.asarray([1.0, 4.0])), 300).tolist() == [100, 200]
     assert solver(inverse(jnp.asarray([4.0, 1.0])), 300).tolist() == [200, 100]
@@ -491,13 +491,13 @@ def test_budgets_of_costs_are_kept_and_all_but_one_sample_of_the_linear_optimum_
 
     # Fractions of samples: buy by gain per cost until the money is spent. A float32 sum knows the budget to 1e-6.
     n = lower[:, :, None] + np.arange(most)
-    gains = np.where(n < upper[:, :, None], gain_in_float64(name, a[:, :, None], n), 0)
-    taken = np.where(n < counts[:, :, None], gains, 0).sum((1, 2))
-    prices = np.broadcast_to(wide[:, :, None], gains.shape).reshape(count, -1)
-    gains = gains.reshape(count, -1)
-    density = gains / prices
+    marginal_gains = np.where(n < upper[:, :, None], gain_in_float64(name, a[:, :, None], n), 0)
+    taken = np.where(n < counts[:, :, None], marginal_gains, 0).sum((1, 2))
+    prices = np.broadcast_to(wide[:, :, None], marginal_gains.shape).reshape(count, -1)
+    marginal_gains = marginal_gains.reshape(count, -1)
+    density = marginal_gains / prices
     order = np.argsort(-density, axis=1, kind="stable")
-    gains, density, prices = (np.take_along_axis(x, order, 1) for x in (gains, density, prices))
+    marginal_gains, density, prices = (np.take_along_axis(x, order, 1) for x in (marginal_gains, density, prices))
 
     def linear(budget):
         """The objective of fractions, and the largest gain of a sample at the price, where fractions begin."""
@@ -505,7 +505,7 @@ def test_budgets_of_costs_are_kept_and_all_but_one_sample_of_the_linear_optimum_
         share = np.clip(spare - (np.cumsum(prices, 1) - prices), 0, prices) / prices
         price = np.where(share < 1, density, 0).max(1, keepdims=True)
         at_price = np.abs(density - price) <= 1e-6 * price
-        return (gains * share).sum(1), np.where(at_price, gains, 0).max(1), (share < 1).any(1)
+        return (marginal_gains * share).sum(1), np.where(at_price, marginal_gains, 0).max(1), (share < 1).any(1)
 
     least_value, one_sample, binds = linear(budget.astype(np.float64) * (1 - 1e-6))
     assert (taken >= least_value - one_sample - 1e-6 * least_value).all()
