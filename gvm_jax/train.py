@@ -30,8 +30,8 @@ from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config
 from gvm_jax.training import fingerprints
 from gvm_jax.training.journal import Journal, Totals
-from gvm_jax.training.run import Run, describe_resume, describe_run
 from gvm_jax.training.samples import SampleTexts
+from gvm_jax.training.trainer import Trainer, describe_resume, describe_run
 
 
 def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
@@ -58,19 +58,19 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
         stop = stack.enter_context(StopSignal())
         owner = stack.enter_context(Owner(workdir))
         check_workdir(workdir, config)
-        run = stack.enter_context(Run(config, stop.check))
+        trainer = stack.enter_context(Trainer(config, stop.check))
         owner.take()  # not before: a run that cannot start leaves no trace
         check_workdir(workdir, config)  # another run may have made it meanwhile
         first = jax.process_index() == 0
         if first:
-            print(*describe_run(run), f"workdir   {workdir}", sep="\n", flush=True)
+            print(*describe_run(trainer), f"workdir   {workdir}", sep="\n", flush=True)
         files = Workdir(workdir, owner.check if first else None)
         checkpointer = Checkpointer(workdir, **config.checkpoint, before_save=files.upload)
         stack.callback(checkpointer.close)
         stack.callback(files.close)
-        check = functools.partial(fingerprints.check, run.fingerprints, config=config, workdir=workdir)
-        saved = checkpointer.restore(run.abstract_state, check)
-        state, extra, resume_step = saved or (run.initial_state(), {}, None)
+        check = functools.partial(fingerprints.check, trainer.fingerprints, config=config, workdir=workdir)
+        saved = checkpointer.restore(trainer.step.abstract_state, check)
+        state, extra, resume_step = saved or (trainer.initial_state(), {}, None)
         totals = Totals(**extra.get("totals", {}))
         if totals.steps > config.steps:
             raise ConfigError(f"steps = {config.steps}: {totals.steps} are done in {workdir}; set more, or as many")
@@ -83,39 +83,39 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
         if tracker:
             stack.callback(lambda: tracker.close(complete=totals.steps >= config.steps))
         limit = config.optimizer.max_skipped_updates
-        samples = SampleTexts(run.prompts, run.sampler.endings, config.journal.samples)
+        samples = SampleTexts(trainer.prompts, trainer.sampler.endings, config.journal.samples)
         journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
         stack.callback(journal.close)
         steps = parse_steps(profile, totals.steps, config.steps) if first else range(0)
         trace = StepTrace(steps, files.local / "profile", f"{workdir}/profile")
-        loop(config, run, state, journal, checkpointer, stop, trace)
+        loop(config, trainer, state, journal, checkpointer, stop, trace)
 
 
-def loop(config, run: Run, state, journal: Journal, checkpointer: Checkpointer, stop: StopSignal, trace) -> None:
+def loop(config, trainer: Trainer, state, journal: Journal, checkpointer: Checkpointer, stop, trace) -> None:
     """The algorithm. Between two lines of it the state is whole, so it can be saved wherever a run is stopped."""
 
     def save(force: bool) -> None:
-        extra = {"totals": dataclasses.asdict(journal.totals), **run.fingerprints}
+        extra = {"totals": dataclasses.asdict(journal.totals), **trainer.fingerprints}
         checkpointer.save(journal.totals.steps, state, extra, journal.accuracy, force=force)
 
     try:
         for step in range(journal.totals.steps, config.steps + 1):
-            if run.held_out and (step % config.evaluation.every == 0 or step == config.steps):
+            if trainer.held_out and (step % config.evaluation.every == 0 or step == config.steps):
                 if not journal.evaluated(step):
-                    run.timer.reset()
-                    journal.evaluation(step, run.evaluate(state), run.timer.seconds)
+                    trainer.timer.reset()
+                    journal.evaluation(step, trainer.evaluate(state), trainer.timer.seconds)
             journal.show()
             if step == config.steps:
                 break
-            run.timer.reset()
+            trainer.timer.reset()
             prompt_ids = np.asarray(state.prompt_ids)
             with trace.step(step + 1):
-                state, graded = run.collect(state)  # counts -> rollouts -> rewards
-                with run.timer("update"):  # -> new state, with the next prompts' counts
-                    state, metrics = run.update(state, graded, run.stream[step + 1])
+                state, rollouts = trainer.collect(state)  # counts -> rollouts -> rewards
+                with trainer.timer("update"):  # -> new state, with the next prompts' counts
+                    state, metrics = trainer.update(state, rollouts, trainer.stream[step + 1])
                     metrics = jax.device_get(metrics)
             stop.nothing_to_lose = False
-            journal.step(prompt_ids, graded, metrics, config.optimizer.updates_per_step, run.timer.seconds)
+            journal.step(prompt_ids, rollouts, metrics, config.optimizer.updates_per_step, trainer.timer.seconds)
             save(force=step + 1 == config.steps)
     except (Preempted, VerifierFailure, FloatingPointError):
         save(force=True)

@@ -24,7 +24,7 @@ from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.checkpoint import restore_subtree
 from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.owner import Owner
-from gvm_jax.training.run import Run, describe_run
+from gvm_jax.training.trainer import Trainer, describe_run
 
 DEFAULT = (
     "uniform", "gvm", "gvm@told", "gvm_rates", "gvm:allocation.mode=pilot", "gvm+dropped", "gvm+dropped+pilots",
@@ -57,10 +57,10 @@ def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
     """
     validate(config)
     show = functools.partial(print, flush=True)
-    with Owner(workdir) as owner, Run(config) as run:
+    with Owner(workdir) as owner, Trainer(config) as run:
         prompts = _PROMPTS.value or config.prompts_per_step
         for entry in entries:  # errors before the pool is drawn
-            make_scenario(run._step, config, entry, prompts, _VISITS.value)
+            make_scenario(run.step, config, entry, prompts, _VISITS.value)
         print(*describe_run(run)[:3], f"workdir   {workdir}", sep="\n", flush=True)
         params, step = load_policy(run, _CHECKPOINT.value)
         small = sum(leaf.size for leaf in jax.tree.leaves(params)) <= SMALL
@@ -69,17 +69,17 @@ def study(config, workdir: pathlib.Path, entries: list[str]) -> None:
         settings = PoolSettings(prompts, _SAMPLES.value, _SKETCH.value, parameters, chunk=16 if small else 1)
         pool = collect(run, params, step, settings, workdir / "pool", show)
         simulated = StudySettings(_REPETITIONS.value, _VISITS.value, config.seed)
-        result = run_study(run._step, pool, config, entries, simulated, show)
+        result = run_study(run.step, pool, config, entries, simulated, show)
         title = f"{workdir.name}: {config.objective.algorithm}, {prompts} prompts, step {step}"
         print("", variance_report.write(workdir, title, pool, result), sep="\n")
     print(f"report      {workdir / 'variance.txt'}, .json and {workdir / 'plots' / 'variance.png'}")
 
 
-def load_policy(run: Run, checkpoint: str | None) -> tuple[Params, int]:
+def load_policy(run: Trainer, checkpoint: str | None) -> tuple[Params, int]:
     """Parameters and the step they are from: of `model.path`, or of the newest checkpoint of a run's folder."""
     if checkpoint is None:
         return run.initial_state().params, 0
-    return restore_subtree(checkpoint, "params", run.abstract_state.params)
+    return restore_subtree(checkpoint, "params", run.step.abstract_state.params)
 
 
 def main() -> None:

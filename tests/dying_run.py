@@ -14,11 +14,11 @@ from orbax.checkpoint import CheckpointManager
 
 from gvm_jax import command, train
 from gvm_jax.rewards import Grader
-from gvm_jax.rollout.policy import Sampling
+from gvm_jax.rollout import policy
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.metrics import MetricsWriter
 from gvm_jax.training.journal import Journal
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 
 
 def die(*_, **__):
@@ -38,11 +38,11 @@ def die_soon(*_, **__):
 
 # Where, the method, and what it does instead of its work.
 MOMENTS = {
-    "rollout": (Sampling, "advance", die),
+    "rollout": (policy._Call, "advance", die),
     "grading": (Grader, "collect", die),
-    "evaluation": (Run, "evaluate", die),
-    "update": (Run, "update", die),
-    "during the update": (Run, "update", die_soon),
+    "evaluation": (Trainer, "evaluate", die),
+    "update": (Trainer, "update", die),
+    "during the update": (Trainer, "update", die_soon),
     "before the record": (Journal, "step", die),
     "in a record's line": (MetricsWriter, "_append", tear_a_line),
     "before saving": (Checkpointer, "save", die),
@@ -54,15 +54,15 @@ MOMENTS = {
 if __name__ == "__main__":
     moment, count = sys.argv[1], int(sys.argv[2])
     if moment == "any":
-        KEPT = Run.collect
+        KEPT = Trainer.collect
 
         def collect(run, state):
-            timer, Run.collect = threading.Timer(count / 1000, die), KEPT
+            timer, Trainer.collect = threading.Timer(count / 1000, die), KEPT
             timer.daemon = True
             timer.start()
             return KEPT(run, state)
 
-        Run.collect = collect
+        Trainer.collect = collect
     elif moment != "never":
         owner, name, act = MOMENTS[moment]
         KEPT = getattr(owner, name)

@@ -14,7 +14,7 @@ from gvm_jax.evaluate import data_set_names, evaluate
 from gvm_jax.evaluation import draw
 from gvm_jax.runtime.checkpoint import Checkpointer, best_step
 from gvm_jax.runtime.workdir import Workdir, record_config
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 from tests.test_train import OVERRIDES, ROOT, environment, small_config
 
 SUMS = OVERRIDES["data.path"]
@@ -48,7 +48,7 @@ def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     config = small_config(**SAMPLES)
     record_config(Workdir(folder), config, 0)
-    with Run(config) as run:
+    with Trainer(config) as run:
         state = run.initial_state()
         scores = run.evaluate(state)
         checkpointer = Checkpointer(folder, every=1, keep=2)

@@ -53,7 +53,7 @@ def no_work(monkeypatch):
     def begin(*_):
         pytest.fail("a run that is refused has begun")
 
-    monkeypatch.setattr(train_module, "Run", begin)
+    monkeypatch.setattr(train_module, "Trainer", begin)
 
 
 def test_every_field_of_how_a_step_is_computed_changes_no_token(stopped, finished, tmp_path, capsys):  # noqa: F811

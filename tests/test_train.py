@@ -84,12 +84,12 @@ def finished(tmp_path_factory):
 def test_nothing_is_compiled_after_the_first_step(tmp_path, monkeypatch, compilations):
     counts = []
 
-    class Watched(train_module.Run):
+    class Watched(train_module.Trainer):
         def collect(self, state):
             counts.append(len(compilations))
             return super().collect(state)
 
-    monkeypatch.setattr(train_module, "Run", Watched)
+    monkeypatch.setattr(train_module, "Trainer", Watched)
     train(small_config(steps=4), tmp_path)
     assert counts[0] < counts[1] == counts[2] == counts[3]
 
@@ -389,25 +389,25 @@ def test_another_runs_workdir_is_refused(finished, tmp_path):
 
 
 def test_a_transfer_within_the_step_is_refused(tmp_path, monkeypatch):
-    class Careless(train_module.Run):
+    class Careless(train_module.Trainer):
         def __init__(self, *args):
             super().__init__(*args)
             self.train_step = lambda state, *batch: state.step + np.ones(3)
 
-    monkeypatch.setattr(train_module, "Run", Careless)
+    monkeypatch.setattr(train_module, "Trainer", Careless)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         train(small_config(steps=1), tmp_path)
 
 
 def test_a_verifier_that_fails_stops_the_run_once_it_is_saved(finished, tmp_path, monkeypatch):
-    class Failing(train_module.Run):
+    class Failing(train_module.Trainer):
         def collect(self, state):
             if int(state.step) == 1:
                 raise VerifierFailure("too many time-outs")
             return super().collect(state)
 
     with monkeypatch.context() as patched:
-        patched.setattr(train_module, "Run", Failing)
+        patched.setattr(train_module, "Trainer", Failing)
         with pytest.raises(VerifierFailure):
             train(small_config(**{"checkpoint.every": 50}), tmp_path)
     assert os.listdir(tmp_path / "checkpoints") == ["1"]
@@ -417,13 +417,13 @@ def test_a_verifier_that_fails_stops_the_run_once_it_is_saved(finished, tmp_path
 
 
 def test_a_run_whose_updates_are_not_finite_stops_and_can_be_resumed(tmp_path, monkeypatch):
-    class Broken(train_module.Run):
+    class Broken(train_module.Trainer):
         def collect(self, state):
             state, graded = super().collect(state)
             graded.rollouts.logprobs[:] = np.nan if 1 <= int(state.step) <= 3 else graded.rollouts.logprobs
             return state, graded
 
-    monkeypatch.setattr(train_module, "Run", Broken)
+    monkeypatch.setattr(train_module, "Trainer", Broken)
     settings = {"steps": 6, "checkpoint.every": 50, "optimizer.max_skipped_updates": 4}
     with pytest.raises(FloatingPointError, match=r"skipped/step-3\.npz"):
         train(small_config(**settings), tmp_path)
@@ -441,14 +441,14 @@ def test_a_run_whose_updates_are_not_finite_stops_and_can_be_resumed(tmp_path, m
 def test_host_memory_stays_flat_over_100_steps(tmp_path, monkeypatch):
     objects = []
 
-    class Watched(train_module.Run):
+    class Watched(train_module.Trainer):
         def collect(self, state):
             if int(state.step) in (50, 150):  # no save is under way
                 gc.collect()
                 objects.append((len(jax.live_arrays()), len(gc.get_objects())))
             return super().collect(state)
 
-    monkeypatch.setattr(train_module, "Run", Watched)
+    monkeypatch.setattr(train_module, "Trainer", Watched)
     tiny = {"prompts_per_step": 4, "rollouts_per_step": 8, "rollout.slots": 8, "optimizer.micro_batch": 4}
     tiny |= {"rollout.max_new_tokens": 16, "evaluation.path": "", "checkpoint.every": 20, "steps": 151}
     train(small_config("raft", **tiny), tmp_path)

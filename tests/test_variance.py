@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from gvm_jax.runtime.checkpoint import Checkpointer
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 from gvm_jax.variance import load_policy
 from tests.test_train import OVERRIDES, small_config
 
@@ -46,7 +46,7 @@ def test_an_unknown_entry_is_an_error_before_anything_is_drawn(tmp_path):
 
 
 def test_the_policy_of_a_checkpoint_is_loaded(tmp_path):
-    with Run(small_config(**{"evaluation.path": ""})) as run:
+    with Trainer(small_config(**{"evaluation.path": ""})) as run:
         state = run.initial_state()
         params, step = load_policy(run, None)
         jax.tree.map(np.testing.assert_array_equal, params, state.params)

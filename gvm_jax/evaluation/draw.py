@@ -14,7 +14,7 @@ from gvm_jax.rollout.policy import Policy
 from gvm_jax.runtime import collectives
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.progress import SampleProgress
-from gvm_jax.training.sampler import Answer, Sampler
+from gvm_jax.training.sampler import GradedSample, Sampler
 
 ROUND = 64  # samples that a slot decodes, on average, between two moments at which all samples have ended
 
@@ -56,7 +56,7 @@ def draw(
                 jax.process_count(), active=first,
             )  # fmt: skip
 
-            def write(answer: Answer) -> None:
+            def write(answer: GradedSample) -> None:
                 store.write(make_record(sampler, prompts, answer))
                 progress.add(len(answer.response), answer.verdict.score > 0)
 
@@ -102,12 +102,12 @@ def rounds(
         yield tuple(table[part == number].T)
 
 
-def make_record(sampler: Sampler, prompts: PromptSet, answer: Answer) -> dict[str, Any]:
+def make_record(sampler: Sampler, prompts: PromptSet, answer: GradedSample) -> dict[str, Any]:
     """A line of `samples.jsonl`."""
     at = int(prompts.positions_of(np.array(answer.prompt_id)))
     return {
         "question": answer.prompt_id,
-        "sample": answer.sample,
+        "sample": answer.number,
         "prompt": sampler.tokenizer.decode(prompts.tokens[at]),
         "gold": prompts.reference_answers[at],
         "response": answer.text,

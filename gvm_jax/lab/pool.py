@@ -31,7 +31,7 @@ from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,12 @@ class Pool:
 
 
 def collect(
-    run: Run, params: Params, step: int, settings: PoolSettings, folder: pathlib.Path, progress: Callable[[str], None]
+    run: Trainer,
+    params: Params,
+    step: int,
+    settings: PoolSettings,
+    folder: pathlib.Path,
+    progress: Callable[[str], None],
 ) -> Pool:
     """Samples, grades and measures the prompts of a run's next steps; goes on where an earlier call was stopped.
 
@@ -88,9 +93,9 @@ def collect(
     """
     prompt_ids = _first_prompts(run, step, settings.prompts)
     _claim(folder, _identity(run, params, step, settings))
-    policy = run.engine.load(params)
+    policy = run.sampler.engine.load(params)
     sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
-    measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.mesh))
+    measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.sampler.mesh))
     blocks = []
     for begin in range(0, settings.prompts, settings.block):
         path = folder / f"{begin:05d}.npz"
@@ -111,7 +116,7 @@ def collect(
     return Pool(**arrays, max_response=run.config.rollout.max_new_tokens)
 
 
-def _first_prompts(run: Run, step: int, wanted: int) -> Int[np.ndarray, " m"]:
+def _first_prompts(run: Trainer, step: int, wanted: int) -> Int[np.ndarray, " m"]:
     """The first distinct prompts from a step of the stream on."""
     if wanted > len(run.prompts):
         raise ConfigError(
@@ -125,7 +130,7 @@ def _first_prompts(run: Run, step: int, wanted: int) -> Int[np.ndarray, " m"]:
     return chosen[:wanted]
 
 
-def _identity(run: Run, params: Params, step: int, settings: PoolSettings) -> dict:
+def _identity(run: Trainer, params: Params, step: int, settings: PoolSettings) -> dict:
     """All that the pool depends on, as JSON holds it: what a run may not change on resume, and what it is made from."""
     sections = ("seed", "model", "data", "rollout", "gradient_norms")
     kept = {
@@ -147,7 +152,9 @@ def _claim(folder: pathlib.Path, identity: dict) -> None:
     path.write_text(json.dumps(identity, indent=2) + "\n")
 
 
-def _sample(run: Run, policy: Policy, prompt_ids, samples: int, step: int) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
+def _sample(
+    run: Trainer, policy: Policy, prompt_ids, samples: int, step: int
+) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
     """`samples` rollouts of each prompt, and their scores."""
     key, temperature = run_key(run.config.seed, "rollouts", step), run.config.rollout.temperature
     counts = np.full(len(prompt_ids), samples)
@@ -155,15 +162,15 @@ def _sample(run: Run, policy: Policy, prompt_ids, samples: int, step: int) -> tu
     return graded.rollouts, graded.scores
 
 
-def _gradients(run: Run, settings: PoolSettings, params: Params, sketch: "CountSketch", rollouts: Rollouts):
+def _gradients(run: Trainer, settings: PoolSettings, params: Params, sketch: "CountSketch", rollouts: Rollouts):
     """(norms as the run measures them, ‖g‖², sketch of g) of each row."""
     config = run.config
     temperature, logprob_chunk = config.rollout.temperature, config.optimizer.logprob_chunk
     norms = per_sample_gradient_norms(
-        run.model, params, rollouts, jnp.ones(rollouts.group.shape, bool),
+        run.sampler.model, params, rollouts, jnp.ones(rollouts.group.shape, bool),
         GradientNormSettings.from_config(config.gradient_norms), temperature, logprob_chunk,
     )  # fmt: skip
-    return norms, *sketched_gradients(run.model, params, sketch, rollouts, settings, temperature, logprob_chunk)
+    return norms, *sketched_gradients(run.sampler.model, params, sketch, rollouts, settings, temperature, logprob_chunk)
 
 
 def _fields(rollouts: Rollouts, rewards: Float[np.ndarray, " N"], norms, squared_norms, sketches) -> dict:

@@ -81,7 +81,7 @@ def _changes(plan: Plan, program: ProgramPlan):
             logits = 3 * 4 * config.optimizer.logprob_chunk * parts.network.vocab_size / mesh.shape["tensor"]
             smaller = config.optimizer.logprob_chunk // 2
             yield f"--config.optimizer.logprob_chunk={smaller} (now {2 * smaller})", logits / 2
-        if parts.steps.step.allocator.strategy.norms != "none":
+        if parts.step.allocator.strategy.norms != "none":
             response = config.rollout.max_new_tokens
             block = config.gradient_norms.chunk * response * (2048 + 2 * response) * 4
             if config.gradient_norms.chunk > 1:

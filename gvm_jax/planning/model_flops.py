@@ -12,7 +12,7 @@ import dataclasses
 
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.planning.parts import Parts
-from gvm_jax.training.gradient_norms import measured_paths
+from gvm_jax.training.gradient_norms import measured_parts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,7 @@ def update_flops(parts: Parts) -> float:
     length = response + config.data.max_prompt_tokens
     forward = body_flops(network, length, (length + 1) / 2) + head_flops(network, response)
     passes = 3
-    passes += parts.steps.step.objective.importance_cap is not None
+    passes += parts.step.objective.importance_cap is not None
     passes += config.objective.kl_coefficient > 0
     return rows * passes * forward
 
@@ -64,7 +64,7 @@ def packed_share(parts: Parts, workload: Workload) -> float:
 
 def norm_flops(parts: Parts, rows: int) -> float:
     """Per-sample gradient norms of as many of the rows as are measured (`training/gradient_norms.py`)."""
-    config, network, step = parts.config, parts.network, parts.steps.step
+    config, network, step = parts.config, parts.network, parts.step
     if step.allocator.strategy.norms == "none":
         return 0.0
     method = step.norms.method
@@ -73,27 +73,23 @@ def norm_flops(parts: Parts, rows: int) -> float:
     length = response + config.data.max_prompt_tokens
     keys = (length + 1) / 2
     forward = body_flops(network, length, keys)
-    if method == "update":
-        rows = rows // config.optimizer.updates_per_step
-    elif step.norms.max_samples:
+    if step.norms.max_samples:
         rows = min(rows, step.norms.max_samples)
     if method == "vmap":
         return rows * 3 * (forward + head_flops(network, response))
-    paths = measured_paths(parts.model.abstract_params, step.norms)
+    measured = measured_parts(parts.model.abstract_params, step.norms)
     logits = head_flops(network, response)
-    products = response**2 * (vocabulary + 2.0 * d) if paths.head else 0.0  # of a symmetric matrix one half
-    if paths.head and paths.embeddings and network.tie_word_embeddings:
+    products = response**2 * (vocabulary + 2.0 * d) if measured.head else 0.0  # of a symmetric matrix one half
+    if measured.head and measured.embeddings and network.tie_word_embeddings:
         products += 4.0 * response * length * d
-    if method == "update":
-        return rows * (logits * paths.head + products)
     # The backward pass is that of the activations alone: as dear as the forward one, its attention twice.
-    backward = forward + length * attention_flops(network, keys) + logits if paths.embeddings else 0.0
+    backward = forward + length * attention_flops(network, keys) + logits if measured.embeddings else 0.0
     return rows * (forward + logits + backward + products)
 
 
 def program_flops(parts: Parts, name: str, workload: Workload) -> float:
     """Of one run of a program of `Parts.lower`, over all devices: every replica decodes a batch of its own."""
-    config, network, step = parts.config, parts.network, parts.steps.step
+    config, network, step = parts.config, parts.network, parts.step
     if name == "train step":
         fresh = config.rollouts_per_step - step.pilot_rollouts
         return update_flops(parts) + norm_flops(parts, fresh)
@@ -116,7 +112,7 @@ def training_kernel_flops(parts: Parts, name: str) -> float:
     and the slopes of weights are computed in both). A kernel leaves out the blocks above the diagonal, not those
     between two samples of a row. Where layers are computed again so is their attention, whatever `model.remat` keeps.
     """
-    config, network, step = parts.config, parts.network, parts.steps.step
+    config, network, step = parts.config, parts.network, parts.step
     if parts.model.attention != "splash":
         return 0.0
     length = config.data.max_prompt_tokens + config.rollout.max_new_tokens
@@ -125,10 +121,10 @@ def training_kernel_flops(parts: Parts, name: str) -> float:
     backward = 3.5 + again
     pilots, passes = step.pilot_rollouts, 0.0
     rows = pilots if name == "pilot" else config.rollouts_per_step - pilots
-    if step.allocator.strategy.norms != "none" and step.norms.method in ("gram", "lm_head"):
-        paths = measured_paths(parts.model.abstract_params, step.norms)
+    if step.allocator.strategy.norms != "none" and step.norms.method == "gram":
+        measured = measured_parts(parts.model.abstract_params, step.norms)
         measured = min(rows, step.norms.max_samples or rows)
-        passes += measured * length * (length + 1) / 2 * (1 + backward * paths.embeddings)
+        passes += measured * length * (length + 1) / 2 * (1 + backward * measured.embeddings)
     if name == "train step":
         others = (step.objective.importance_cap is not None) + (config.objective.kl_coefficient > 0)
         passes += config.rollouts_per_step * length * (row + 1) / 2 * (1 + backward + others)

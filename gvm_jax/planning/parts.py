@@ -16,7 +16,7 @@ from gvm_jax.rollout import paged_attention
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
-from gvm_jax.training.programs import StepPrograms
+from gvm_jax.training.step import TrainStep
 
 _ONE_PROCESS = {"data": -1, "fsdp": 1, "tensor": 1}  # its devices are dealt to replicas whatever its axes
 STOP_IDS = (0,)  # which tokens end a response does not change the size of a program
@@ -24,7 +24,7 @@ STOP_IDS = (0,)  # which tokens end a response does not change the size of a pro
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What `training.run.Run` builds but for the data, the tokenizer (so no id is masked) and the weights."""
+    """What `training.trainer.Trainer` builds but for the data, the tokenizer (so no id is masked) and the weights."""
 
     config: ConfigDict
     topology: Topology
@@ -33,7 +33,7 @@ class Parts:
     model: Model
     kernels: str  # that a run's rollouts take there: of GPUs, not what the engine below is laid out with
     engine: RolloutEngine  # of one process: the compiler knows no part of a topology, so it is laid over a host's
-    steps: StepPrograms
+    step: TrainStep
 
     @property
     def tensor(self) -> int:
@@ -53,12 +53,12 @@ class Parts:
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
         """The programs of a step in the order of their first use, by name."""
-        return {**self.engine.lower(), **self.steps.lower()}
+        return {**self.engine.lower(), **self.step.lower()}
 
     def held(self) -> dict[str, int]:
         """Bytes on one device of the arrays that outlive a program, by what they are."""
-        state, policy = self.steps.abstract_state, self.engine.abstract_policy
-        rest = (state.step, state.statistics, state.prompt_ids, state.counts)
+        state, policy = self.step.abstract_state, self.engine.abstract_policy
+        rest = (state.step, state.statistics, state.prompt_ids, state.counts, state.allocation)
         arrays = {
             "parameters": state.params,
             "optimizer": state.opt_state,
@@ -91,7 +91,7 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     if not topology.compiles:  # laid out over CPU devices; the GPU's kernel reads the same cache as XLA does
         kernels = paged_attention.resolve_attention(settings.attention, topology.chip.platform)
         settings = dataclasses.replace(settings, attention="xla")
-    steps = StepPrograms(config, model, mesh, num_prompts)
+    step = TrainStep.from_config(config, model, mesh, num_prompts)
     tensor = settings.tensor or mesh.shape["tensor"]
     replica_mesh(mesh, tensor, divisor(model, "tensor"))  # can the whole topology be dealt out?
     host = topology.host()
@@ -99,7 +99,7 @@ def build(config: ConfigDict, topology: Topology, num_prompts: int, network: Qwe
     engine = RolloutEngine(model, own, dataclasses.replace(settings, tensor=tensor), STOP_IDS)
     if topology.compiles:
         kernels = engine.kernels
-    return Parts(config, topology, network, mesh, model, kernels, engine, steps)
+    return Parts(config, topology, network, mesh, model, kernels, engine, step)
 
 
 def bytes_on_device(tree) -> int:

@@ -20,7 +20,7 @@ POLICY = ("rollout weights", "KV pages")
 class ProgramPlan:
     """One program on one device; bytes, operations and seconds of one run.
 
-    While it samples a run holds the state and the policy: the rollouts' weights and the KV pages. `Run.collect` drops
+    While it samples a run holds the state and the policy, rollout weights and KV pages. `Trainer.collect` drops
     the policy when the last sample is in, so the train step has the state alone; the pilot program runs in between and
     has both. The code of every program stays loaded.
     """
@@ -106,7 +106,7 @@ class Plan:
         All slots are taken to be busy where there are samples enough: the narrower batches of a step's last and
         longest samples are left out.
         """
-        parts, config, step = self.parts, self.parts.config, self.parts.steps.step
+        parts, config, step = self.parts, self.parts.config, self.parts.step
         if program.name in ("train step", "pilot"):
             return packed_share(parts, self.workload)
         if program.name == "prefill":
@@ -151,7 +151,7 @@ def make_plan(
 
     GPU programs cannot be compiled without a GPU: there the plan has two rows, of estimates.
     """
-    state = parts.steps.abstract_state
+    state = parts.step.abstract_state
     replicated = tuple(replicated_arrays((state.params, state.opt_state, state.reference)))
     if not parts.topology.compiles:
         return Plan(parts, workload, tuple(_estimates(parts, workload)), replicated)

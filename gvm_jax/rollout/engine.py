@@ -1,4 +1,4 @@
-"""The rollout engine: a mesh's replicas of the model, and the programs by which they sample from a paged KV cache."""
+"""The rollout engine: a mesh's replicas of the model, and the compiled functions by which they sample."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -11,10 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model, Params, unstack
 from gvm_jax.models.sharding import check_axes, divisor, param_shardings, replicated
+from gvm_jax.rollout import device
 from gvm_jax.rollout.inputs import make_batch, make_calls, stack
 from gvm_jax.rollout.paged_attention import PagedAttention, resolve_attention
 from gvm_jax.rollout.policy import Policy
-from gvm_jax.rollout.programs import CompiledPrograms, Programs
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.rollout.scheduler import Scheduler
 from gvm_jax.rollout.settings import RolloutSettings
@@ -22,15 +22,23 @@ from gvm_jax.runtime.mesh import compiler_options, local_mesh, on_local_mesh, re
 
 
 class RolloutEngine:
-    """Samples prompts with a model. Knows tokens only; compiles its programs once.
+    """Samples prompts with a model. Knows tokens only; compiles its functions once.
 
     The mesh's devices are dealt to replicas of `settings.tensor` devices; each holds the whole model, and slots and
     pages of its own. A process samples on its own replicas alone. They run one program, which differs between them in
     their sequences only, not in shapes.
+
+    Attributes:
+      settings: lengths, slots, pages and cuts.
+      stop_ids: int32 ids that end a response.
+      vocab_size: rows of the embedding table.
+      replicas: of this process.
+      kernels: the attention that runs, a name of `rollout.attention`.
     """
 
     def __init__(self, model: Model, mesh: Mesh, settings: RolloutSettings, stop_ids: Sequence[int]):
         self.settings, self.stop_ids = settings, np.array(sorted(stop_ids), np.int32)
+        self.vocab_size = model.config.vocab_size
         platform = mesh.devices.flat[0].platform
         int8 = settings.weight_dtype == "int8"
         self._own_layout = int8 or model.dtype != jnp.float32  # float32 is that of the training parameters
@@ -69,7 +77,7 @@ class RolloutEngine:
 
     @property
     def weight_dtype(self) -> str:
-        """The number format that the policy's matrices are held in."""
+        """The number format of the policy's matrices."""
         return "int8" if self.settings.weight_dtype == "int8" else self._model.dtype.name
 
     @property
@@ -87,23 +95,32 @@ class RolloutEngine:
 
         Where both are the training's own, no copy is made.
         """
-        programs = self.programs  # compiled before another copy of the weights takes memory
+        _ = self.compiled  # before another copy of the weights takes memory
         if self._own_layout:
             params = self._to_own_layout(params)
         params = jax.device_put(params, self._shardings_everywhere)
-        return Policy(programs, jax.tree.map(on_local_mesh, params, self._shardings))
+        return Policy(self, jax.tree.map(on_local_mesh, params, self._shardings))
+
+    def new_cache(self) -> jax.Array:
+        """An empty KV cache for all replicas of this process."""
+        return self._zeros()
+
+    @functools.cached_property
+    def _zeros(self) -> Callable[[], jax.Array]:
+        return jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=self._cache.sharding)
+
+    @functools.cached_property
+    def compiled(self) -> dict[str, Callable]:
+        """The functions of `lower`, compiled when they are first asked for; all donate the cache.
+
+        "prefill" and "decode WIDTH" are called with parameters, cache and a call's arrays, "copy pages" without the
+        parameters. Arrays and results have the replica as first axis, but for parameters, key and temperature.
+        """
+        return {name: lowered.compile() for name, lowered in self.lower().items()}
 
     def lower(self) -> dict[str, jax.stages.Lowered]:
-        """Every program that sampling runs, by name, for the shapes that it runs them with; "decode 64" is 64 wide."""
-        settings = self.settings
-        programs = Programs(
-            self._model,
-            self._attention,
-            settings.block_steps,
-            settings.top_p,
-            settings.top_k,
-            tuple(self.stop_ids.tolist()),
-        )
+        """Every function that sampling runs, by name, for the shapes that it has; "decode 64" is 64 sequences wide."""
+        settings, model, attention = self.settings, self._model, self._attention
         everywhere, by_replica = replicated(self._mesh), NamedSharding(self._mesh, PartitionSpec("data"))
         cache = self._cache.sharding
 
@@ -113,13 +130,17 @@ class RolloutEngine:
         def of_replicas(x):
             return jax.tree.map(lambda x: abstract(x, by_replica), stack([x] * self.replicas))
 
+        def jit(function, static, common, donate, out):
+            of_all = self._on_replicas(functools.partial(function, *static), common)
+            options = compiler_options(self._mesh)
+            return jax.jit(of_all, compiler_options=options, donate_argnums=donate, out_shardings=out)
+
         key = abstract(jax.eval_shape(lambda: jax.random.key(0)))
         temperature = abstract(np.float32(0))
-        jit = functools.partial(jax.jit, compiler_options=compiler_options(self._mesh))
-        prefill = jit(self._on_replicas(programs.prefill, common=[0]), donate_argnums=1, out_shardings=cache)
-        copy = jit(self._on_replicas(programs.copy_pages), donate_argnums=0, out_shardings=cache)
-        results = cache, by_replica, by_replica
-        decode = jit(self._on_replicas(programs.decode, common=[0, 3, 4]), donate_argnums=1, out_shardings=results)
+        prefill = jit(device.prefill, (model, attention), common=[0], donate=1, out=cache)
+        copy = jit(device.copy_pages, (settings.num_pages,), common=[], donate=0, out=cache)
+        static = model, attention, settings, tuple(self.stop_ids.tolist())
+        decode = jit(device.decode, static, common=[0, 3, 4], donate=1, out=(cache, by_replica, by_replica))
         pages = of_replicas(np.zeros(settings.slots, np.int32))
         lowered = {
             "prefill": prefill.lower(self._params, self._cache, *of_replicas(make_calls([], settings)[0])),
@@ -131,31 +152,15 @@ class RolloutEngine:
             lowered[f"decode {width}"] = decode.lower(self._params, self._cache, batch, key, temperature)
         return lowered
 
-    @functools.cached_property
-    def programs(self) -> CompiledPrograms:
-        """Compiled when they are first asked for."""
-        sharding = self._cache.sharding
-        compiled = {name: lowered.compile() for name, lowered in self.lower().items()}
-        return CompiledPrograms(
-            self.settings,
-            self.replicas,
-            self.stop_ids,
-            self._model.config.vocab_size,
-            jax.jit(lambda: jnp.zeros(self._cache.shape, self._cache.dtype), out_shardings=sharding),
-            compiled["prefill"],
-            compiled["copy pages"],
-            {width: compiled[f"decode {width}"] for width in self.settings.widths},
-        )
-
-    def _on_replicas(self, program: Callable, common: Sequence[int] = ()) -> Callable:
-        """The program on every replica: arguments and results have the replica as first axis, but for `common` ones."""
+    def _on_replicas(self, function: Callable, common: Sequence[int]) -> Callable:
+        """The function on every replica: arguments and results have the replica as first axis, but for `common`."""
 
         def of_one(*args):
             args = [
                 arg if i in common else jax.tree.map(lambda x: x.reshape(x.shape[1:]), arg)
                 for i, arg in enumerate(args)
             ]
-            return jax.tree.map(lambda x: x[None], program(*args))
+            return jax.tree.map(lambda x: x[None], function(*args))
 
         def of_all(*args):
             specs = tuple(PartitionSpec() if i in common else PartitionSpec("data") for i in range(len(args)))

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 from jaxtyping import Int
 
+from gvm_jax.rollout.device import DecodeBatch
 from gvm_jax.rollout.paged_attention import make_tiles
 from gvm_jax.rollout.pages import TRASH_PAGE, pages_for
-from gvm_jax.rollout.programs import Batch
 from gvm_jax.rollout.scheduler import Plan, PrefillChunk, Scheduler
 from gvm_jax.rollout.settings import PREFILL_CHUNK, RolloutSettings
 
@@ -50,7 +50,9 @@ def make_copies(plan: Plan, settings: RolloutSettings) -> tuple[Int[np.ndarray, 
     return source, target
 
 
-def make_batch(scheduler: Scheduler, slots: Int[np.ndarray, " n"], width: int, settings: RolloutSettings) -> Batch:
+def make_batch(
+    scheduler: Scheduler, slots: Int[np.ndarray, " n"], width: int, settings: RolloutSettings
+) -> DecodeBatch:
     """The slots' sequences in this order, filled up with idle rows."""
     idle = width - len(slots)
 
@@ -64,7 +66,7 @@ def make_batch(scheduler: Scheduler, slots: Int[np.ndarray, " n"], width: int, s
     )
     for i, group in enumerate(groups):
         prompt_tables[i, : len(group.pages)] = group.pages
-    return Batch(
+    return DecodeBatch(
         token=column(scheduler.token[slots]),
         position=column(scheduler.position[slots], -1),
         limit=column(scheduler.limit[slots]),

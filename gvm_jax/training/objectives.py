@@ -168,9 +168,7 @@ class SampleTerms:
 
     advantage: Float[Array, " N"]
     weight: Float[Array, " N"]  # mixture_weight · weight of the gain
-    kl_weight: Float[
-        Array, " N"
-    ]  # mixture_weight · weight of the KL term: over all trained samples of a prompt, accepted or not
+    kl_weight: Float[Array, " N"]  # mixture_weight · weight of the KL term: of all trained samples, accepted or not
     trained: Bool[Array, " N"]  # in the loss, with or without a gradient
 
 
@@ -185,7 +183,11 @@ class LossSums:
     tokens: Float[Array, ""]  # response tokens of the samples that have a gradient
     mismatch: Float[Array, ""]  # Σ |log π − log π_sampled| over tokens
     max_mismatch: Float[Array, ""]
-    entropy: Float[Array, ""] = 0.0  # Σ entropy of the policy over tokens; added by who computes it
+    entropy: Float[Array, ""] = 0.0  # Σ entropy of the policy over tokens, which the caller fills in
+
+    @classmethod
+    def zeros(cls) -> "LossSums":
+        return cls(*[jnp.zeros(())] * len(cls.__dataclass_fields__))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import batch_sharding, param_shardings
 from gvm_jax.models.weights import check_weights, fingerprint, load_params
-from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure
+from gvm_jax.rewards import Grader, PendingVerdict, Status, Verdict, VerifierFailure
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
@@ -57,13 +57,13 @@ class GradedRollouts:
 
 
 @dataclasses.dataclass(frozen=True)
-class Answer:
+class GradedSample:
     """One graded sample."""
 
     prompt_id: int
-    sample: int  # index among the prompt's samples
+    number: int  # among the prompt's samples
     response: Int[np.ndarray, " n"]  # its tokens
-    text: str  # what they spell before the end of turn
+    text: str  # of the tokens before the end of turn
     verdict: Verdict
 
 
@@ -79,7 +79,7 @@ class Sampler(contextlib.AbstractContextManager):
     """
 
     def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
-        self.config, self.timer, self._check_interrupt = config, PhaseTimer(), check_interrupt
+        self.config, self.timer, self.check_interrupt = config, PhaseTimer(), check_interrupt
         folder = model_folder(config.model.path)
         self.folder, network = folder, Qwen2Config.from_folder(folder)
         self.tokenizer = load_tokenizer(str(folder))
@@ -95,7 +95,7 @@ class Sampler(contextlib.AbstractContextManager):
                 f"max_position_embeddings of {folder}/config.json"
             )
         self.grader = Grader(**config.rewards)
-        self._told = not self.grader.contract
+        self._warned = not self.grader.contract
 
     def __exit__(self, *_) -> None:
         """Ends the grader's processes."""
@@ -146,7 +146,7 @@ class Sampler(contextlib.AbstractContextManager):
         first_sample: int | Int[np.ndarray, " m"] = 0,
         expected_lengths: Float[np.ndarray, " m"] | None = None,
         phases: tuple[str, str] = ("rollout", "reward"),
-        on_graded: Callable[[Answer], None] = lambda answer: None,
+        on_graded: Callable[[GradedSample], None] = lambda sample: None,
     ) -> GradedRollouts:
         """Samples prompts; each response goes to the grader while others still decode.
 
@@ -155,69 +155,78 @@ class Sampler(contextlib.AbstractContextManager):
         Args:
           prompts: where the ids are from.
           phases: names of sampling and of the wait for grades in `timer`.
-          on_graded: called with each answer of this process as soon as it is graded.
+          on_graded: called with each sample of this process as soon as it is graded.
 
         Raises:
           Preempted, VerifierFailure: on all processes together. What is graded by then went to `on_graded`.
         """
         work = counts if expected_lengths is None else counts * np.maximum(expected_lengths, 1.0)
         counts = np.where(collectives.share(work), counts, 0)
-        positions = prompts.positions_of(ids)
-        request_of_row = np.repeat(np.arange(len(ids)), counts)
-        first_row, first_sample = np.cumsum(counts) - counts, np.broadcast_to(first_sample, len(ids))
-        pending = [None] * len(request_of_row)
-        undelivered = {}
+        grading = _Grading(self, prompts, ids, counts, first_sample, on_graded)
         rollouts, verdicts, stopped = None, [], None
-
-        def submit(row: int, response: np.ndarray) -> None:
-            text = self.endings.text(response)
-            pending[row] = self.grader.submit(text, prompts.reference_answers[positions[request_of_row[row]]])
-            undelivered[row] = response.copy(), text
-
-        def deliver() -> None:
-            for row in [row for row in undelivered if pending[row].done()]:
-                i = request_of_row[row]
-                sample = int(first_sample[i] + row - first_row[i])
-                answer = Answer(int(ids[i]), sample, *undelivered.pop(row), pending[row].result())
-                self._tell_first_error(answer, prompts)
-                on_graded(answer)
-
-        def between_blocks() -> None:
-            deliver()
-            self._check_interrupt()
-
         try:
             with self.timer(phases[0]):
                 rollouts = policy.sample(
-                    [prompts.tokens[i] for i in positions], ids, counts, key, temperature, first_sample,
+                    [prompts.tokens[i] for i in prompts.positions_of(ids)], ids, counts, key, temperature, first_sample,
                     expected_lengths=expected_lengths,
-                    on_finished=submit, check_interrupt=between_blocks,
+                    on_finished=grading.submit, check_interrupt=grading.between_blocks,
                 )  # fmt: skip
             with self.timer(phases[1]):
-                verdicts = self.grader.collect(pending, between_blocks)
+                verdicts = self.grader.collect(grading.pending, grading.between_blocks)
         except (Preempted, VerifierFailure) as error:
             stopped = error
         with self.timer(phases[1]):
-            deliver()
+            grading.deliver()
             _stop_together(stopped)
             scores = np.array([verdict.score for verdict in verdicts], np.float32)
             statuses = np.array([STATUSES.index(verdict.status) for verdict in verdicts], np.int32)
             rows = collectives.gather_rows((rollouts, scores, statuses))
             return GradedRollouts(*rows, policy.stats).by_prompt()
 
-    def _tell_first_error(self, answer: Answer, prompts: PromptSet) -> None:
-        """Warns once of a reward function of the user's own that does not keep its contract."""
-        if self._told or not answer.verdict.reason:
+    def warn_of_first_error(self, sample: GradedSample, prompts: PromptSet) -> None:
+        """Warns once of a user's reward function that breaks its contract."""
+        if self._warned or not sample.verdict.reason:
             return
-        self._told = True
-        at = prompts.positions_of(np.array(answer.prompt_id))
-        reason = " ".join(answer.verdict.reason.split())
+        self._warned = True
+        at = prompts.positions_of(np.array(sample.prompt_id))
+        reason = " ".join(sample.verdict.reason.split())
         logging.warning(
             "rewards.function failed on a sample of row %d (problem %.80a, reference %.80a): %s. %s. Such samples "
             "score 0 and count against rewards.max_failure_rate; this is told once",
-            answer.prompt_id, prompts.problems[at], prompts.reference_answers[at],
+            sample.prompt_id, prompts.problems[at], prompts.reference_answers[at],
             reason[:400].encode("ascii", "backslashreplace").decode(), self.grader.contract,
         )  # fmt: skip
+
+
+class _Grading:
+    """The samples of one call: each goes to the grader as it ends, and to `on_graded` once its verdict is there."""
+
+    def __init__(self, sampler: Sampler, prompts: PromptSet, ids, counts, first_sample, on_graded):
+        self._sampler, self._prompts, self._on_graded = sampler, prompts, on_graded
+        group = np.repeat(np.arange(len(ids)), counts)
+        self._row_ids, self._row_positions = ids[group], prompts.positions_of(ids)[group]
+        numbers = np.arange(len(group)) - (np.cumsum(counts) - counts)[group]
+        self._row_numbers = numbers + np.broadcast_to(first_sample, len(ids))[group]
+        self.pending: list[PendingVerdict | None] = [None] * len(group)  # by row
+        self._undelivered: dict[int, tuple[np.ndarray, str]] = {}
+
+    def submit(self, row: int, response: Int[np.ndarray, " n"]) -> None:
+        text = self._sampler.endings.text(response)
+        reference_answer = self._prompts.reference_answers[self._row_positions[row]]
+        self.pending[row] = self._sampler.grader.submit(text, reference_answer)
+        self._undelivered[row] = response.copy(), text
+
+    def deliver(self) -> None:
+        for row in [row for row in self._undelivered if self.pending[row].done()]:
+            response, text = self._undelivered.pop(row)
+            prompt_id, number = int(self._row_ids[row]), int(self._row_numbers[row])
+            sample = GradedSample(prompt_id, number, response, text, self.pending[row].result())
+            self._sampler.warn_of_first_error(sample, self._prompts)
+            self._on_graded(sample)
+
+    def between_blocks(self) -> None:
+        self.deliver()
+        self._sampler.check_interrupt()
 
 
 def _stop_together(error: Preempted | VerifierFailure | None) -> None:

@@ -3,13 +3,12 @@
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Int
 
-from gvm_jax.allocation import statistics
+from gvm_jax.allocation.allocator import AllocationInfo
 from gvm_jax.allocation.statistics import PromptStatistics
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import param_shardings, replicated
@@ -26,7 +25,8 @@ class TrainState:
     reference: Params | None  # the initial policy, kept only for a KL penalty
     statistics: PromptStatistics  # by prompt id
     prompt_ids: Int[Array, " m"]  # prompts of the coming step
-    counts: Int[Array, " m"]  # their samples: allocated by the last step
+    counts: Int[Array, " m"]  # their samples: allocated by the last step, or by pilots
+    allocation: AllocationInfo  # the estimates that the counts rest on
 
 
 def make_optimizer(config) -> optax.GradientTransformation:
@@ -37,36 +37,6 @@ def make_optimizer(config) -> optax.GradientTransformation:
     return optax.chain(
         optax.clip_by_global_norm(config.max_gradient_norm),
         optax.adamw(rate, b1=config.b1, b2=config.b2, weight_decay=config.weight_decay),
-    )
-
-
-def init_state(
-    params: Params,
-    optimizer: optax.GradientTransformation,
-    num_prompts: int,
-    prompt_ids,
-    counts,
-    keep_reference: bool,
-) -> TrainState:
-    """The state before the first step.
-
-    Args:
-      params: float32 parameters.
-      optimizer: its state is initialised here.
-      num_prompts: rows of the training data set; statistics are arrays of this size.
-      prompt_ids: int32[m] of the first step.
-      counts: int32[m] of the first step.
-      keep_reference: keep a copy of the parameters as the KL penalty's reference policy.
-    """
-    return TrainState(
-        step=jnp.int32(0),
-        params=params,
-        opt_state=optimizer.init(params),
-        skipped=jnp.int32(0),
-        reference=jax.tree.map(jnp.copy, params) if keep_reference else None,
-        statistics=statistics.init(num_prompts),
-        prompt_ids=jnp.asarray(prompt_ids, jnp.int32),
-        counts=jnp.asarray(counts, jnp.int32),
     )
 
 
@@ -87,4 +57,5 @@ def state_shardings(
         statistics=jax.tree.map(lambda _: everywhere, abstract.statistics),
         prompt_ids=everywhere,
         counts=everywhere,
+        allocation=jax.tree.map(lambda _: everywhere, abstract.allocation),
     )  # fmt: skip

@@ -1,7 +1,9 @@
 """The train step: one jitted program from rollouts and rewards to the new state and the next step's counts."""
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -9,29 +11,28 @@ import jax.numpy as jnp
 import optax
 from flax import struct
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
 from gvm_jax.allocation.strategies import Progress
-from gvm_jax.models.logprobs import hidden_states, token_logprobs
-from gvm_jax.models.qwen2 import Model, Params, Qwen2
-from gvm_jax.models.sharding import batch_sharding, replicated
+from gvm_jax.models.qwen2 import Model, Params
+from gvm_jax.models.sharding import BATCH_AXES, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
+from gvm_jax.runtime.mesh import compiler_options
+from gvm_jax.training.batch_sizes import check_micro_batch
 from gvm_jax.training.gradient_norms import (
     GradientNormSettings,
-    measured_paths,
-    norms_from_taps,
+    measured_parts,
     per_sample_gradient_norms,
     wanted_samples,
 )
-from gvm_jax.training.guard import apply_if, finite_update
-from gvm_jax.training.objectives import LossSums, Objective, SampleTerms, Tokens, segment_sum
-from gvm_jax.training.packing import PackedRows, pack
-from gvm_jax.training.state import TrainState
+from gvm_jax.training.objectives import Objective, SampleTerms, segment_sum
+from gvm_jax.training.state import TrainState, make_optimizer, state_shardings
+from gvm_jax.training.update import UpdateReport, run_updates
 
 
 @struct.dataclass
@@ -41,7 +42,7 @@ class StepMetrics:
     loss: Float[Array, ""]  # mean over the step's updates
     gradient_norm: Float[Array, ""]  # global norm before the clip, mean over updates
     skipped_updates: Int[Array, ""]  # updates left out since their loss or gradient was not finite
-    skipped_in_a_row: Int[Array, ""]  # of them and of steps before: the last ones, without one applied since
+    skipped_in_a_row: Int[Array, ""]  # the last ones of them and of earlier steps, without one applied since
     clip_fraction: Float[Array, ""]  # tokens with a clipped importance ratio
     truncated_weights: Float[Array, ""] | None  # tokens with a truncated importance weight; None without correction
     kl: Float[Array, ""]  # mean estimate a token
@@ -49,32 +50,38 @@ class StepMetrics:
     mismatch: Float[Array, ""]  # mean |log π trainer − log π sampler| a token before the first update; NaN of none
     max_mismatch: Float[Array, ""]
     trained_tokens: Float[Array, ""]  # response tokens that were trained on
-    packing_efficiency: Float[Array, ""]  # share of samples in what was computed, the rest being padding; NaN of none
+    packing_efficiency: Float[Array, ""]  # share of the computed tokens that is no padding; NaN of none
     measured_norms: Int[Array, ""]  # fresh samples whose gradient norm was computed
     prompt_accept_rate: Float[Array, " m"]  # accepted/drawn of this step's fresh samples; NaN without samples
     counts: Int[Array, " m"]  # fresh samples of each prompt of this step
-    allocation: AllocationInfo  # what these counts rest on
-    diagnostics: Diagnostics  # what came of them
+    allocation: AllocationInfo  # the estimates that these counts rest on
+    diagnostics: Diagnostics  # those estimates against the samples
 
 
 class MeasuredNorms(NamedTuple):
-    """Gradient norms of a step's fresh samples."""
+    """Gradient norms of some of R samples."""
 
     wanted: Bool[Array, " R"]  # which were measured
     norms: Float[Array, " R"]
 
 
-class Updates(NamedTuple):
-    """What a step's U updates report."""
+class JittedStep(NamedTuple):
+    """The compiled forms of `TrainStep`'s functions, by their names."""
 
-    sums: LossSums  # [U]; `loss` is divided by its denominator
-    gradient_norms: Float[Array, " U"]  # global norms before the clip
-    packing_efficiency: Float[Array, ""]
+    initial_state: Callable
+    train_step: Callable  # `TrainStep.__call__`
+    after_pilot: Callable
+    next_round: Callable
+    response_length: Callable  # `statistics.response_length`
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainStep:
-    """The step's static parts. `pilot_samples` is 0 in online mode."""
+    """The step's settings, its functions and their compiled forms. Nothing is compiled before its first call.
+
+    `__call__`, `after_pilot`, `next_round` and `initial_state` are pure; `jitted`, `abstract_state` and `shardings`
+    are what a run calls and a planner compiles for devices that are not there. Fields are named as in the config.
+    """
 
     model: Model
     mesh: Mesh
@@ -82,16 +89,53 @@ class TrainStep:
     objective: Objective
     allocator: Allocator
     norms: GradientNormSettings
+    num_prompts: int  # rows of the training data; statistics are arrays of this size
     prompts_per_step: int
+    candidates_per_step: int  # prompts that a step's are chosen from
     rollouts_per_step: int
-    pilot_samples: int
+    pilot_samples: int  # 0 in online mode
     pilot_weight: float
     updates_per_step: int
     micro_batch: int
     samples_per_row: int
     logprob_chunk: int
     temperature: float
+    max_prompt_tokens: int
+    max_new_tokens: int
     seed: int
+
+    @classmethod
+    def from_config(cls, config, model: Model, mesh: Mesh, num_prompts: int) -> "TrainStep":
+        """The step of a validated config.
+
+        Raises:
+          ConfigError: fields that do not suit the mesh, the model or the strategy.
+        """
+        check_micro_batch(config, math.prod(mesh.shape[axis] for axis in BATCH_AXES))
+        norms = GradientNormSettings.from_config(config.gradient_norms)
+        measured_parts(model.abstract_params, norms)  # the names must match
+        return cls(
+            model=model,
+            mesh=mesh,
+            optimizer=make_optimizer(config.optimizer),
+            objective=Objective.from_config(config.objective, corrected=config.rollout.weight_dtype == "int8"),
+            allocator=Allocator.from_config(config.allocation),
+            norms=norms,
+            num_prompts=num_prompts,
+            prompts_per_step=config.prompts_per_step,
+            candidates_per_step=config.prompts_per_step * config.allocation.prompt_pool,
+            rollouts_per_step=config.rollouts_per_step,
+            pilot_samples=config.allocation.pilot_samples if config.allocation.mode == "pilot" else 0,
+            pilot_weight=config.allocation.pilot_weight,
+            updates_per_step=config.optimizer.updates_per_step,
+            micro_batch=config.optimizer.micro_batch,
+            samples_per_row=config.optimizer.samples_per_row,
+            logprob_chunk=config.optimizer.logprob_chunk,
+            temperature=config.rollout.temperature,
+            max_prompt_tokens=config.data.max_prompt_tokens,
+            max_new_tokens=config.rollout.max_new_tokens,
+            seed=config.seed,
+        )
 
     @property
     def pilot_rollouts(self) -> int:
@@ -102,6 +146,8 @@ class TrainStep:
     def budget(self) -> int:
         """Fresh samples of a step; the most of them where a strategy samples in rounds."""
         return self.rollouts_per_step - self.pilot_rollouts
+
+    # The step, pure.
 
     def __call__(
         self,
@@ -114,66 +160,63 @@ class TrainStep:
 
         Args:
           state: whose `prompt_ids` were sampled; its buffers may be donated.
-          rollouts: pilots first (in pilot mode), then the fresh samples; `group` indexes `state.prompt_ids`. Rows with
+          rollouts: pilots first (in pilot mode), then the fresh samples; `group` indexes `state.prompt_ids`. Rows of
             group m are padding: what rounds of sampling left of the budget.
           rewards: of each row; positive = accepted.
           candidates: the prompts that the next step's are chosen from.
         """
-        _, info = self.allocate(state.statistics, state.prompt_ids)  # as the last step did, for the metrics
         pilots = self.pilot_rollouts
-        fresh = jax.tree.map(lambda x: x[pilots:], rollouts)
+        fresh, fresh_rewards = jax.tree.map(lambda x: x[pilots:], (rollouts, rewards))
+        norms = self.measure(state.params, fresh, fresh_rewards)
+        learner, report, packing_efficiency = run_updates(self, state, rollouts, self.sample_terms(rollouts, rewards))
         # Pilots were added when they came in, and with them the visit's decay.
         decay = 1.0 if pilots else self.allocator.decay
-        before = self.measure(state.params, fresh, rewards[pilots:])
-        terms = self.sample_terms(rollouts, rewards)
-        params, opt_state, skipped, updates, inside = self._update(state, rollouts, terms)
-        observed, visit = self.observe(state, fresh, rewards[pilots:], decay, before or inside)
-
-        next_prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
-        next_counts, _ = self.allocate(observed, next_prompt_ids)
-        counts = visit.trials.astype(jnp.int32)
-        sums = updates.sums
-        tokens = jnp.maximum(sums.tokens.sum(), 1.0)
-        metrics = StepMetrics(
-            loss=jnp.mean(sums.loss),
-            gradient_norm=jnp.mean(updates.gradient_norms),
-            skipped_updates=(~finite_update(sums.loss, updates.gradient_norms)).sum(),
-            skipped_in_a_row=skipped,
-            clip_fraction=sums.clipped.sum() / tokens,
-            truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
-            kl=sums.kl.sum() / tokens,
-            entropy=sums.entropy.sum() / tokens,
-            mismatch=sums.mismatch[0] / sums.tokens[0],
-            max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
-            trained_tokens=sums.tokens.sum(),
-            packing_efficiency=updates.packing_efficiency,
-            measured_norms=(visit.norm_count + visit.rejected_norm_count).sum().astype(jnp.int32),
-            prompt_accept_rate=visit.successes / visit.trials,
-            counts=counts,
-            allocation=info,
-            diagnostics=diagnose(
-                self.allocator, info, state.statistics, observed, state.prompt_ids, visit, state.step, self.budget
-            ),
-        )
-        state = state.replace(
-            step=state.step + 1, params=params, opt_state=opt_state, skipped=skipped, statistics=observed,
-            prompt_ids=next_prompt_ids, counts=next_counts,
+        observed, visit = self.observe(state, fresh, fresh_rewards, decay, norms)
+        prompt_ids = self.choose_prompts(observed, candidates, state.step + 1)
+        counts, allocation = self.allocate(observed, prompt_ids)
+        diagnostics = diagnose(
+            self.allocator, state.allocation, state.statistics, observed, state.prompt_ids, visit, state.step,
+            self.budget,
         )  # fmt: skip
-        return state, metrics
+        metrics = self.metrics(state, visit, report, packing_efficiency, learner.skipped, diagnostics)
+        return TrainState(
+            step=state.step + 1, params=learner.params, opt_state=learner.opt_state, skipped=learner.skipped,
+            reference=state.reference, statistics=observed, prompt_ids=prompt_ids, counts=counts,
+            allocation=allocation,
+        ), metrics  # fmt: skip
+
+    def initial_state(self, params: Params, candidates: Int[Array, " pool"]) -> TrainState:
+        """The state before the first step, with these float32 parameters and the first step's candidates."""
+        prompt_statistics = statistics.init(self.num_prompts)
+        prompt_ids = self.choose_prompts(prompt_statistics, candidates, jnp.int32(0))
+        counts, allocation = self.allocate(prompt_statistics, prompt_ids)
+        has_penalty = self.objective.kl_coefficient > 0
+        return TrainState(
+            step=jnp.int32(0),
+            params=params,
+            opt_state=self.optimizer.init(params),
+            skipped=jnp.int32(0),
+            reference=jax.tree.map(jnp.copy, params) if has_penalty else None,
+            statistics=prompt_statistics,
+            prompt_ids=prompt_ids,
+            counts=counts,
+            allocation=allocation,
+        )
 
     def after_pilot(
         self, state: TrainState, rollouts: Rollouts, rewards: Float[Array, " N"]
-    ) -> tuple[PromptStatistics, Int[Array, " m"]]:
-        """Statistics and counts of the step's prompts once their pilots are known; a jitted program of its own."""
-        measured = self.measure(state.params, rollouts, rewards)
-        observed, _ = self.observe(state, rollouts, rewards, self.allocator.decay, measured)
-        counts, _ = self.allocate(observed, state.prompt_ids)
-        return observed, counts
+    ) -> tuple[PromptStatistics, Int[Array, " m"], AllocationInfo]:
+        """The statistics that the step's pilots lead to, and the counts that these allocate, with their estimates."""
+        norms = self.measure(state.params, rollouts, rewards)
+        observed, _ = self.observe(state, rollouts, rewards, self.allocator.decay, norms)
+        return observed, *self.allocate(observed, state.prompt_ids)
 
-    def more_counts(self, progress: Progress) -> Int[Array, " m"]:
-        """Samples of each prompt in the next round, for strategies with rounds; a jitted program of its own."""
+    def next_round(self, progress: Progress) -> Int[Array, " m"]:
+        """Samples of each prompt in the next round, for strategies with rounds; all 0 = finished."""
         left = self.budget - progress.trials.sum()
         return self.allocator.more_counts(progress, jnp.ones(progress.trials.shape, bool), left)
+
+    # Its parts.
 
     def choose_prompts(
         self, prompt_statistics: PromptStatistics, candidates: Int[Array, " pool"], step: Int[Array, ""]
@@ -181,6 +224,13 @@ class TrainStep:
         """The prompts of a step among its candidates."""
         key = run_key(self.seed, "prompts", step)
         return self.allocator.choose_prompts(prompt_statistics, candidates, self.prompts_per_step, key)
+
+    def allocate(
+        self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]
+    ) -> tuple[Int[Array, " m"], AllocationInfo]:
+        """Samples of each prompt (in the first round): all of the step's rollouts but the pilots."""
+        valid = jnp.ones(prompt_ids.shape, bool)
+        return self.allocator.next_counts(prompt_statistics, prompt_ids, valid, self.budget)
 
     def sample_terms(self, rollouts: Rollouts, rewards: Float[Array, " N"]) -> SampleTerms:
         """Advantages and weights of the step's samples, 0 for those that are not trained on."""
@@ -198,12 +248,17 @@ class TrainStep:
         trained = kept & rollouts.stopped if self.objective.mask_truncated else kept
         return self.objective.sample_terms(rewards, segments, num_segments, mixture_weight, counted, trained)
 
-    def allocate(
-        self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]
-    ) -> tuple[Int[Array, " m"], AllocationInfo]:
-        """Samples of each prompt (in the first round): all of the step's rollouts but the pilots."""
-        valid = jnp.ones(prompt_ids.shape, bool)
-        return self.allocator.next_counts(prompt_statistics, prompt_ids, valid, self.budget)
+    def measure(self, params: Params, rollouts: Rollouts, rewards: Float[Array, " R"]) -> MeasuredNorms | None:
+        """The gradient norms that the strategy asks for; None if it asks for none."""
+        asked = self.allocator.strategy.norms
+        if asked == "none":
+            return None
+        wanted = (rollouts.group < self.prompts_per_step) & ((rewards > 0) | (asked == "all"))
+        wanted = wanted_samples(wanted, rollouts.group, self.norms.max_samples)
+        norms = per_sample_gradient_norms(
+            self.model, params, rollouts, wanted, self.norms, self.temperature, self.logprob_chunk
+        )
+        return MeasuredNorms(wanted, norms)
 
     def observe(
         self,
@@ -213,7 +268,7 @@ class TrainStep:
         decay: float,
         measured: MeasuredNorms | None,
     ) -> tuple[PromptStatistics, Sums]:
-        """The statistics with some rollouts of the step added, and what was added of each prompt."""
+        """The statistics with some rollouts of the step added, and the sums that were added of each prompt."""
 
         def total(values):
             return segment_sum(values.astype(jnp.float32), rollouts.group, self.prompts_per_step)
@@ -233,158 +288,95 @@ class TrainStep:
             )  # fmt: skip
         return statistics.update(state.statistics, state.prompt_ids, visit, decay, state.step), visit
 
-    def measure(self, params: Params, rollouts: Rollouts, rewards: Float[Array, " R"]) -> MeasuredNorms | None:
-        """Gradient norms that the strategy asks for, in a pass of their own; None if the update gives them, or none."""
-        wanted_norms = self.allocator.strategy.norms
-        if wanted_norms == "none" or self.norms.method == "update":
-            return None
-        wanted = (rollouts.group < self.prompts_per_step) & ((rewards > 0) | (wanted_norms == "all"))
-        wanted = wanted_samples(wanted, rollouts.group, self.norms.max_samples)
-        norms = per_sample_gradient_norms(
-            self.model, params, rollouts, wanted, self.norms, self.temperature, self.logprob_chunk
+    def metrics(
+        self,
+        state: TrainState,
+        visit: Sums,
+        report: UpdateReport,
+        packing_efficiency: Float[Array, ""],
+        skipped_in_a_row: Int[Array, ""],
+        diagnostics: Diagnostics,
+    ) -> StepMetrics:
+        """The metrics of the step that began with `state`."""
+        sums = report.sums
+        tokens = jnp.maximum(sums.tokens.sum(), 1.0)
+        return StepMetrics(
+            loss=jnp.mean(sums.loss),
+            gradient_norm=jnp.mean(report.gradient_norm),
+            skipped_updates=(~report.finite).sum(),
+            skipped_in_a_row=skipped_in_a_row,
+            clip_fraction=sums.clipped.sum() / tokens,
+            truncated_weights=None if self.objective.importance_cap is None else sums.truncated_weights.sum() / tokens,
+            kl=sums.kl.sum() / tokens,
+            entropy=sums.entropy.sum() / tokens,
+            mismatch=sums.mismatch[0] / sums.tokens[0],
+            max_mismatch=jnp.where(sums.tokens[0] > 0, sums.max_mismatch[0], jnp.nan),
+            trained_tokens=sums.tokens.sum(),
+            packing_efficiency=packing_efficiency,
+            measured_norms=(visit.norm_count + visit.rejected_norm_count).sum().astype(jnp.int32),
+            prompt_accept_rate=visit.successes / visit.trials,
+            counts=visit.trials.astype(jnp.int32),
+            allocation=state.allocation,
+            diagnostics=diagnostics,
         )
-        return MeasuredNorms(wanted, norms)
 
-    def _update(
-        self, state: TrainState, rollouts: Rollouts, terms: SampleTerms
-    ) -> tuple[Params, PyTree, Int[Array, ""], Updates, MeasuredNorms | None]:
-        """`updates_per_step` optimizer updates, each on an equal random share of the rows; those not finite left out.
+    # Its compiled forms.
 
-        With `gradient_norms.method` = "update" the first of them also gives the norms of its rows.
-        """
-        order = self._order(state, terms)
-        begins, useful = self._pack(order, rollouts, terms)
-        old = None
-        if self.objective.importance_cap is not None:
-            old = self._old_logprobs(state.params, begins, rollouts)
-        prompts_per_sample = self.prompts_per_step / jnp.maximum(terms.trained.sum(), 1)
-        samples = terms.weight.shape[0]
-        measures = self.norms.method == "update" and self.allocator.strategy.norms != "none"
+    @functools.cached_property
+    def abstract_state(self) -> TrainState:
+        """Shapes, dtypes and shardings of the state."""
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            self._shapes, self.shardings,
+        )  # fmt: skip
 
-        def loss_of(logprobs, reference, rows: PackedRows, old) -> LossSums:
-            tokens = Tokens(rows.sample, rows.response)
-            return self.objective.loss_sums(
-                logprobs, rows.logprobs, old, reference, tokens, terms, rollouts.response_lengths
-            )
+    @functools.cached_property
+    def shardings(self) -> TrainState:
+        """Shardings of the state over the mesh."""
+        return state_shardings(self.model, self.mesh, self.optimizer, self._shapes)
 
-        def loss(params, tap, rows: PackedRows, old: Float[Array, "R L"] | None):
-            reference = None
-            if state.reference is not None:
-                reference = jax.lax.stop_gradient(self._logprobs(state.reference, rows))
-            module = self.model.bind(params)
-            hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
-            logprobs, entropies = self._of_tokens(module, hidden, rows)
-            sums = loss_of(logprobs, reference, rows, old).replace(entropy=entropies.sum())
-            return sums.loss, (sums, jax.lax.stop_gradient((logprobs, hidden)))
+    @functools.cached_property
+    def _shapes(self) -> TrainState:
+        return jax.eval_shape(self.initial_state, self.model.abstract_params, self.abstract_candidates)
 
-        def row_norms(params, taps, logprobs, hidden, rows: PackedRows, old) -> Float[Array, " N"]:
-            """Norms of the samples with a gradient, 0 of others, from the taps' part of the loss's gradient."""
-            slopes = jax.grad(lambda x: loss_of(x, None, rows, old).loss)(logprobs)
-            # At ratio 1 a sample's tokens have the same slope; the sampler's rounding moves it a little: so the mean.
-            slope = segment_sum(slopes.ravel(), rows.sample.ravel(), samples)
-            slope = slope / jnp.maximum(rollouts.response_lengths, 1)
-            divisor = jnp.where(slope == 0, 1.0, slope).at[rows.sample].get(mode="fill", fill_value=1.0)
-            paths = measured_paths(params, self.norms)
-            module = self.model.bind(params)
-            norms = norms_from_taps(module, paths, rows, hidden, taps / divisor[..., None], self.temperature, samples)
-            return jnp.where(slope == 0, 0.0, norms)
+    @property
+    def abstract_candidates(self) -> jax.ShapeDtypeStruct:
+        """int32[pool]."""
+        return jax.ShapeDtypeStruct((self.candidates_per_step,), jnp.int32)
 
-        def micro_step(carry, micro_batch):
-            params, gradients, norms, first = carry
-            begins, old = micro_batch
-
-            def train():
-                rows = PackedRows.fill(begins, rollouts)
-                tap = jnp.zeros((*rows.tokens.shape, self.model.config.hidden_size)) if measures else None
-                (more, taps), (sums, known) = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap, rows, old)
-                found = norms
-                if measures:
-                    found = jax.lax.cond(
-                        first, lambda: norms + row_norms(params, taps, *known, rows, old), lambda: norms
-                    )  # fmt: skip
-                return jax.tree.map(jnp.add, gradients, more), found, sums
-
-            def skip():
-                return gradients, norms, LossSums(*[jnp.zeros(())] * len(LossSums.__dataclass_fields__))
-
-            gradients, norms, sums = jax.lax.cond((begins >= 0).any(), train, skip)
-            return (params, gradients, norms, first), sums
-
-        def update(carry, xs):
-            (params, opt_state, skipped, norms), (rows, begins, old, first) = carry, xs
-            zeros = jax.tree.map(jnp.zeros_like, params)
-            (_, gradients, norms, _), per_micro = jax.lax.scan(
-                micro_step, (self.model.cast(params), zeros, norms, first), (begins, old)
-            )  # fmt: skip
-            sums = jax.tree.map(jnp.sum, per_micro).replace(max_mismatch=per_micro.max_mismatch.max())
-            denominator = self.objective.denominator(
-                jax.tree.map(lambda x: x[rows], terms), rollouts.response_lengths[rows], rollouts.max_response,
-                prompts_per_sample,
-            )  # fmt: skip
-            # 0 where an update has no trained row: its loss and gradients are 0 too.
-            denominator = jnp.where(denominator > 0, denominator, 1.0)
-            gradients = jax.tree.map(lambda g: g / denominator, gradients)
-            gradient_norm = optax.global_norm(gradients)
-            finite = finite_update(sums.loss, gradient_norm)
-            params, opt_state = apply_if(finite, self.optimizer, gradients, opt_state, params)
-            done = sums.replace(loss=sums.loss / denominator), gradient_norm
-            return (params, opt_state, jnp.where(finite, 0, skipped + 1), norms), done
-
-        first = jnp.arange(self.updates_per_step) == 0
-        norms = jnp.zeros(samples) if measures else None
-        (params, opt_state, skipped, norms), (sums, gradient_norms) = jax.lax.scan(
-            update, (state.params, state.opt_state, state.skipped, norms), (order, begins, old, first)
+    @functools.cached_property
+    def jitted(self) -> JittedStep:
+        """The pure functions over the mesh; state and parameters are donated where they are replaced."""
+        everywhere = replicated(self.mesh)
+        jit = functools.partial(jax.jit, compiler_options=compiler_options(self.mesh))
+        return JittedStep(
+            initial_state=jit(self.initial_state, donate_argnums=0, out_shardings=self.shardings),
+            train_step=jit(self.__call__, donate_argnums=0, out_shardings=(self.shardings, everywhere)),
+            after_pilot=jit(self.after_pilot, out_shardings=everywhere),
+            next_round=jit(self.next_round, out_shardings=everywhere),
+            response_length=jit(statistics.response_length, out_shardings=everywhere),
         )
-        measured = MeasuredNorms(norms > 0, norms) if measures else None
-        return params, opt_state, skipped, Updates(sums, gradient_norms, useful), measured
 
-    def _old_logprobs(
-        self, params: Params, begins: Int[Array, "U M R L"], rollouts: Rollouts
-    ) -> Float[Array, "U M R L"]:
-        """log π of the micro-batches' tokens before the first update; zeros for empty ones."""
+    def lower(self) -> dict[str, jax.stages.Lowered]:
+        """The programs that a step of this config runs, by name, lowered for the shapes that it runs them with."""
+        lowered = {}
+        if self.pilot_samples:
+            batch = self._abstract_batch(self.pilot_rollouts)
+            lowered["pilot"] = self.jitted.after_pilot.lower(self.abstract_state, *batch)
+        batch = self._abstract_batch(self.rollouts_per_step)
+        train_step = self.jitted.train_step.lower(self.abstract_state, *batch, self.abstract_candidates)
+        return lowered | {"train step": train_step}
 
-        def micro_batch(begins):
-            return jax.lax.cond(
-                (begins >= 0).any(),
-                lambda: self._logprobs(params, PackedRows.fill(begins, rollouts)),
-                lambda: jnp.zeros(begins.shape),
-            )
+    def _abstract_batch(self, rows: int) -> tuple[Rollouts, jax.ShapeDtypeStruct]:
+        def array(dtype, *shape):
+            return jax.ShapeDtypeStruct((rows, *shape), dtype)
 
-        return jax.lax.map(lambda one_update: jax.lax.map(micro_batch, one_update), begins)
-
-    def _order(self, state: TrainState, terms: SampleTerms) -> Int[Array, "U n"]:
-        """The updates' samples: shuffled, then dealt out in turn, those with a gradient first.
-
-        So updates have equally many of them, and none weighs a sample more for having few.
-        """
-        key = run_key(self.seed, "mini_batches", state.step)
-        order = jax.random.permutation(key, terms.weight.shape[0])
-        order = order[jnp.argsort(~self.objective.has_gradient(terms)[order], stable=True)]
-        return order.reshape(-1, self.updates_per_step).T
-
-    def _pack(
-        self, order: Int[Array, "U n"], rollouts: Rollouts, terms: SampleTerms
-    ) -> tuple[Int[Array, "U M R L"], Float[Array, ""]]:
-        """The updates' samples with a gradient in micro-batches of rows, and the share of tokens that are theirs."""
-        updates, samples = order.shape
-        rows = samples // self.samples_per_row
-        lengths = jnp.where(self.objective.has_gradient(terms), rollouts.prompt_lengths + rollouts.response_lengths, 0)
-        # Replicated, although the rows are split over devices: a sample's place depends on all before it.
-        lengths = jax.lax.with_sharding_constraint(lengths[order], replicated(self.mesh))
-        length = rollouts.tokens.shape[1] * self.samples_per_row
-        begins = jax.vmap(lambda lengths, order: pack(lengths, order, rows, length))(lengths, order)
-        begins = jax.lax.with_sharding_constraint(begins, replicated(self.mesh))
-        begins = begins.reshape(updates, -1, self.micro_batch // self.samples_per_row, length)
-        computed = (begins >= 0).any((2, 3)).sum() * math.prod(begins.shape[2:])
-        return jax.lax.with_sharding_constraint(begins, batch_sharding(self.mesh, leading=2)), lengths.sum() / computed
-
-    def _logprobs(self, params: Params, rows: PackedRows) -> Float[Array, "R L"]:
-        """log π of the response tokens."""
-        module = self.model.bind(params)
-        hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample)
-        return self._of_tokens(module, hidden, rows)[0]
-
-    def _of_tokens(
-        self, module: Qwen2, hidden: Float[Array, "R L D"], rows: PackedRows
-    ) -> tuple[Float[Array, "R L"], Float[Array, "R L"]]:
-        return token_logprobs(module, hidden, rows.tokens, rows.response, self.temperature, self.logprob_chunk)
+        rollouts = Rollouts(
+            tokens=array(jnp.int32, self.max_prompt_tokens + self.max_new_tokens),
+            prompt_lengths=array(jnp.int32),
+            response_lengths=array(jnp.int32),
+            logprobs=array(jnp.float32, self.max_new_tokens),
+            group=array(jnp.int32),
+            stopped=array(jnp.bool_),
+        )
+        return rollouts, array(jnp.float32)

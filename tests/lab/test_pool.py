@@ -11,7 +11,7 @@ from gvm_jax.lab.pool import CountSketch, PoolSettings, collect, num_coordinates
 from gvm_jax.models.logprobs import select_logprobs
 from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.rollout.rollouts import Samples
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 
 WHOLE = PoolSettings(prompts=2, samples=2, sketch=0, chunk=2)
 
@@ -92,7 +92,7 @@ def run():
     config = quickstart.get_config()
     config.prompts_per_step, config.rollouts_per_step, config.rollout.slots = 4, 16, 16
     config.evaluation.path = ""
-    with Run(config) as run:
+    with Trainer(config) as run:
         yield run
 
 

@@ -113,7 +113,7 @@ def test_every_program_is_planned(plan):
     pilots = tiny_config(fsdp=4)
     pilots.allocation.mode, pilots.allocation.pilot_samples = "pilot", 1
     pilots.gradient_norms.method, pilots.gradient_norms.chunk = "gram", 4
-    assert [*build(pilots, topology(), 100).steps.lower()] == ["pilot", "train step"]
+    assert [*build(pilots, topology(), 100).step.lower()] == ["pilot", "train step"]
 
 
 def test_the_policy_is_held_while_sampling_and_dropped_before_the_update(plan):
@@ -197,19 +197,19 @@ def test_state_halves_when_the_fsdp_axis_doubles():
 
 def test_what_is_held_is_what_the_compiler_is_given(plan):
     parts, train = plan.parts, plan.program("train step")
-    compiled = parts.steps.lower()["train step"].compile()
+    compiled = parts.step.lower()["train step"].compile()
     rollouts = 16 * (24 * 4 + 4 + 4 + 16 * 4 + 4 + 1) + 16 * 4
     given = compiled.memory_analysis().argument_size_in_bytes
     assert sum(train.held.values()) + rollouts == pytest.approx(given, rel=0.02)
 
 
 def test_replicated_arrays_are_found():
-    split = replicated_arrays(build(tiny_config(fsdp=4), topology(), 100).steps.abstract_state.params, least_bytes=1000)
+    split = replicated_arrays(build(tiny_config(fsdp=4), topology(), 100).step.abstract_state.params, least_bytes=1000)
     assert split == []
-    whole = build(tiny_config(data=4), topology(), 100).steps.abstract_state
+    whole = build(tiny_config(data=4), topology(), 100).step.abstract_state
     found = replicated_arrays(whole.params, least_bytes=1000)
     assert any("embed_tokens" in path for path, _ in found)
-    one = build(tiny_config(), topology(1), 100).steps.abstract_state
+    one = build(tiny_config(), topology(1), 100).step.abstract_state
     assert replicated_arrays(one.params, least_bytes=1000) == []
 
 

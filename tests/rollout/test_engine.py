@@ -179,28 +179,14 @@ def test_a_batch_narrows_as_samples_run_out(tiny, mesh, rollouts):
     engine = engine_of(tiny, mesh, slots=16)
     widths = []
     policy = engine.load(tiny[1])
-    engine.programs.decode = {
-        w: lambda *args, w=w, program=program: (widths.append(w), program(*args))[1]
-        for w, program in engine.programs.decode.items()
+    engine.compiled |= {
+        name: lambda *args, name=name, function=function: (widths.append(int(name.split()[1])), function(*args))[1]
+        for name, function in engine.compiled.items()
+        if name.startswith("decode")
     }
     found = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(found.tokens, rollouts.tokens)
     assert widths == sorted(widths, reverse=True) and set(widths) == {8, 16}
-
-
-def test_rounds_continue_a_running_call(engine, tiny, rollouts):
-    """A strategy that asks for one more sample each time one ends gets the samples of a single call."""
-    sampling = engine.load(tiny[1]).start(KEY, 1.0)
-    group = 3
-    rows = list(sampling.request(PROMPTS[group], IDS[group], 2))
-    while not sampling.done:
-        for _ in sampling.advance():
-            if len(rows) < COUNTS[group]:
-                rows += sampling.request(PROMPTS[group], IDS[group], 1, first_sample=len(rows))
-    found = sampling.rollouts()
-    expected = rollouts.tokens[rollouts.group == group]
-    np.testing.assert_array_equal(found.tokens, expected)
-    np.testing.assert_array_equal(found.group, np.arange(5).repeat([2, 1, 1, 1, 1]))
 
 
 def test_pressure_is_counted_and_changes_no_token(tiny, mesh, rollouts):
@@ -338,8 +324,10 @@ def test_decoding_takes_little_memory_beside_the_cache(mesh):
     settings = RolloutSettings(max_prompt_tokens=256, max_new_tokens=400, slots=64, page_size=32)
     engine = RolloutEngine(Model(config), mesh, settings, (1,))
     assert engine.cache_bytes == 24 * settings.num_pages * 32 * 2 * 2 * 64 * 4
-    for program in engine.programs.decode.values():
-        memory = program.memory_analysis()
+    for name, function in engine.compiled.items():
+        if not name.startswith("decode"):
+            continue
+        memory = function.memory_analysis()
         assert memory.alias_size_in_bytes >= engine.cache_bytes
         assert memory.temp_size_in_bytes < 0.1 * engine.cache_bytes
 

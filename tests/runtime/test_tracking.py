@@ -99,7 +99,7 @@ def test_what_it_refuses_is_an_error_that_names_the_field(wandb, config, tmp_pat
 
 def test_without_the_package_nothing_is_started(monkeypatch, config, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)  # an import of it fails
-    monkeypatch.setattr(train_module, "Run", lambda *_: pytest.fail("the run was built"))
+    monkeypatch.setattr(train_module, "Trainer", lambda *_: pytest.fail("the run was built"))
     with pytest.raises(ConfigError, match=r"wandb.project = 'sums': .*pip install -e '.\[wandb\]'"):
         train_module.train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()

@@ -9,22 +9,20 @@ import numpy as np
 import pytest
 
 from gvm_jax.models.config import Qwen2Config, in_ranges
-from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
+from gvm_jax.models.logprobs import select_logprobs
 from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
 from gvm_jax.rollout.rollouts import Rollouts
-from gvm_jax.training import gradient_norms
+from gvm_jax.training import prediction_errors as errors_module
 from gvm_jax.training.gradient_norms import (
     GradientNormSettings,
-    measured_paths,
-    norms_from_taps,
+    measured_parts,
     per_sample_gradient_norms,
     prediction_errors,
     split_params,
     wanted_samples,
 )
-from gvm_jax.training.packing import PackedRows, pack
 
 QUICKSTART = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
 
@@ -86,23 +84,22 @@ def measure(model, params, rollouts, wanted, settings, temperature):
 
 @pytest.mark.parametrize(
     ("method", "parameters", "chunk"),
-    [("vmap", "embed_tokens", 2), ("gram", "embed_tokens", 2), ("gram", "embed_tokens", 5), ("lm_head", "anything", 4)],
+    [("vmap", "embed_tokens", 2), ("gram", "embed_tokens", 2), ("gram", "embed_tokens", 5)],
 )
 def test_norms_equal_one_gradient_a_sample(network, rollouts, method, parameters, chunk, monkeypatch):
-    monkeypatch.setattr(gradient_norms, "VOCABULARY_BLOCK", 10)  # divides neither vocabulary: the last blocks overlap
-    monkeypatch.setattr(gradient_norms, "PRODUCT_BLOCK", 4)
+    monkeypatch.setattr(errors_module, "VOCABULARY_BLOCK", 10)  # divides neither vocabulary: the last blocks overlap
+    monkeypatch.setattr(errors_module, "PRODUCT_BLOCK", 4)
     wanted = np.isin(np.arange(7), [0, 3, 4, 6])
     rollouts.response_lengths[2] = 0  # an empty response among those that are not wanted
     settings = GradientNormSettings(parameters, chunk, max_samples=0, method=method)
     norms = measure(*network, rollouts, wanted, settings, 0.8)
-    name = "lm_head" if method == "lm_head" else "embed_tokens"
     for row in np.flatnonzero(wanted):
-        expected = reference_norms(*network, rollouts, row, 0.8)[name]
+        expected = reference_norms(*network, rollouts, row, 0.8)["embed_tokens"]
         np.testing.assert_allclose(norms[row], expected, rtol=1e-4)
     np.testing.assert_array_equal(norms[~wanted], 0.0)
 
 
-@pytest.mark.parametrize("method", ["gram", "vmap", "lm_head"])
+@pytest.mark.parametrize("method", ["gram", "vmap"])
 def test_norms_of_numpy_arrays_need_no_jit(method, tiny, make_rollouts):
     model, params, _ = tiny
     rollouts, wanted = make_rollouts(counts=[2, 1]), np.array([True, False, True])
@@ -110,8 +107,7 @@ def test_norms_of_numpy_arrays_need_no_jit(method, tiny, make_rollouts):
     found = per_sample_gradient_norms(
         model, jax.tree.map(np.asarray, params), rollouts, wanted, settings, 0.8, logprob_chunk=4
     )
-    name = "lm_head" if method == "lm_head" else "embed_tokens"
-    expected = [reference_norms(model, params, rollouts, row, 0.8)[name] * wanted[row] for row in range(3)]
+    expected = [reference_norms(model, params, rollouts, row, 0.8)["embed_tokens"] * wanted[row] for row in range(3)]
     np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
@@ -161,38 +157,6 @@ def test_errors_of_confident_predictions_keep_their_digits():
     np.testing.assert_allclose(errors.at(head, tokens), expected, rtol=1e-4)
 
 
-@pytest.mark.parametrize("pattern", ["embed_tokens", "lm_head"])
-def test_taps_of_an_on_policy_update_give_the_norms(network, rollouts, pattern):
-    """The gradient of weighted importance ratios at 1 is each row's weight times that of its log-likelihood."""
-    model, params = network
-    if pattern == "lm_head" and model.config.tie_word_embeddings:
-        pytest.skip("a tied model has no lm_head")
-    settings = GradientNormSettings(pattern, chunk=2, max_samples=0, method="vmap")
-    expected = measure(model, params, rollouts, np.ones(7, bool), settings, 0.8)
-    weights = np.linspace(-1.0, 1.9, 7)  # none is 0
-    lengths, length = rollouts.prompt_lengths + rollouts.response_lengths, rollouts.tokens.shape[1]
-    rollouts = jax.tree.map(jnp.asarray, rollouts)
-
-    @jax.jit
-    def norms(params):
-        rows = PackedRows.fill(pack(jnp.asarray(lengths), jnp.arange(7), 7, length), rollouts)
-        weight = jnp.append(jnp.asarray(weights), 1.0)[rows.sample]
-
-        def loss(params, tap):
-            module = model.bind(params)
-            hidden = hidden_states(module, rows.tokens, rows.positions, rows.sample, tap)
-            logprobs, _ = token_logprobs(module, hidden, rows.tokens, rows.response, 0.8, 4)
-            ratios = jnp.exp(logprobs - jax.lax.stop_gradient(logprobs))
-            return jnp.sum(weight * rows.response * ratios), hidden
-
-        tap = jnp.zeros((*rows.tokens.shape, model.config.hidden_size))
-        (_, taps), hidden = jax.grad(loss, argnums=(0, 1), has_aux=True)(params, tap)
-        paths = measured_paths(params, GradientNormSettings(pattern, 1, 0, "gram"))
-        return norms_from_taps(model.bind(params), paths, rows, hidden, taps / weight[..., None], 0.8, 7)
-
-    np.testing.assert_allclose(norms(params), expected, rtol=1e-4)
-
-
 def test_gram_takes_one_forward_and_one_backward_of_activations_alone(tiny):
     """By the compiler's count: weight gradients would make it three forward passes."""
     config = type(tiny[0].config)(
@@ -207,15 +171,15 @@ def test_gram_takes_one_forward_and_one_backward_of_activations_alone(tiny):
         jnp.zeros((rows, length - 8)), jnp.arange(rows), jnp.ones(rows, bool),
     )  # fmt: skip
 
-    def operations(method):
-        settings = GradientNormSettings("embed_tokens", chunk=rows, max_samples=0, method=method)
+    def operations(parameters):
+        settings = GradientNormSettings(parameters, chunk=rows, max_samples=0)
 
         def norms(params):
             return per_sample_gradient_norms(model, params, rollouts, jnp.ones(rows, bool), settings, 1.0, length)
 
         return jax.jit(norms).lower(model.abstract_params).compile().cost_analysis()["flops"]
 
-    assert 1.8 < operations("gram") / operations("lm_head") < 2.2
+    assert 1.8 < operations("embed_tokens") / operations("lm_head") < 2.2
 
 
 def test_norm_of_several_parameters_is_that_of_their_concatenation(tiny, make_rollouts):
@@ -244,12 +208,12 @@ def test_a_pattern_that_matches_nothing_is_an_error(tiny):
             r"it takes only embed_tokens and lm_head, found layers.q_proj.bias, .* 'vmap'",
         ),
         ("gram", "wte", "gradient_norms.parameters = 'wte': found in no parameter's path"),
-        ("fast", "embed_tokens", "gradient_norms.method = 'fast': must be one of gram, vmap, lm_head"),
+        ("fast", "embed_tokens", "gradient_norms.method = 'fast': must be one of gram, vmap"),
     ],
 )
 def test_what_a_method_cannot_measure_is_an_error(tiny, method, pattern, message):
     with pytest.raises(ValueError, match=message):
-        measured_paths(tiny[0].abstract_params, GradientNormSettings(pattern, 1, 0, method))
+        measured_parts(tiny[0].abstract_params, GradientNormSettings(pattern, 1, 0, method))
 
 
 def test_measured_samples_take_turns_over_prompts():

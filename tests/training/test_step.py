@@ -1,7 +1,6 @@
 """The train step against its algorithm written out plainly, and its invariances."""
 
 import dataclasses
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -21,8 +20,9 @@ from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings
 from gvm_jax.training.objectives import Objective
-from gvm_jax.training.state import init_state, make_optimizer, state_shardings
+from gvm_jax.training.state import make_optimizer, state_shardings
 from gvm_jax.training.step import TrainStep
+from gvm_jax.training.update import shuffle
 
 COUNTS = [5, 1, 4, 6]
 IDS, NEXT_IDS, NUM_PROMPTS = np.array([3, 0, 9, 5]), np.array([5, 1, 3, 2]), 12
@@ -47,15 +47,20 @@ def make_step(model, mesh, **changes) -> TrainStep:
         objective=Objective("raft_pp", "log_likelihood", 0.2, 0.2, 0.0, "k3"),
         allocator=make_allocator(Gvm()),
         norms=GradientNormSettings("embed_tokens", chunk=4, max_samples=0, method="vmap"),
-        prompts_per_step=4, rollouts_per_step=16, pilot_samples=0, pilot_weight=0.5, updates_per_step=2,
-        micro_batch=4, samples_per_row=1, logprob_chunk=3, temperature=0.8, seed=1,
+        num_prompts=NUM_PROMPTS, prompts_per_step=4, candidates_per_step=4, rollouts_per_step=16,
+        pilot_samples=0, pilot_weight=0.5, updates_per_step=2,
+        micro_batch=4, samples_per_row=1, logprob_chunk=3, temperature=0.8,
+        max_prompt_tokens=7, max_new_tokens=7, seed=1,
     )  # fmt: skip
     return TrainStep(**{**settings, **changes})
 
 
+def first_state(step: TrainStep, params, counts=COUNTS):
+    return step.initial_state(params, IDS).replace(counts=np.array(counts))
+
+
 def run_step(step: TrainStep, params, rollouts, rewards=REWARDS, steps=1):
-    keep = step.objective.kl_coefficient > 0
-    state = init_state(params, step.optimizer, NUM_PROMPTS, IDS, np.array(COUNTS), keep)
+    state = first_state(step, params)
     shardings = state_shardings(step.model, step.mesh, step.optimizer, state)
     state = jax.device_put(state, shardings)
     jitted = jax.jit(
@@ -212,7 +217,7 @@ def test_statistics_and_next_counts(tiny, stepped):
     assert metrics.measured_norms == 8 and state.step == 1
 
 
-def test_useful_tokens_are_those_of_trained_samples_over_all_that_was_computed(rollouts, stepped):
+def test_packing_efficiency_is_the_share_of_tokens_of_trained_samples_over_all_that_was_computed(rollouts, stepped):
     """Each of the two updates puts its four accepted samples into one micro-batch of four rows."""
     length, rows = rollouts.prompt_lengths + rollouts.response_lengths, rollouts.tokens.shape[1]
     assert stepped[1].packing_efficiency == pytest.approx(length[REWARDS > 0].sum() / (2 * 4 * rows))
@@ -248,11 +253,11 @@ def test_a_pilot_visit_counts_every_sample_once(tiny, mesh, make_rollouts):
     fresh = make_rollouts([1, 3, 2, 2], seed=1)
     rewards = PILOT_REWARDS
     step = make_step(tiny[0], mesh, pilot_samples=2)
-    state = init_state(tiny[1], step.optimizer, NUM_PROMPTS, IDS, np.array(COUNTS), False)
-    observed, counts = jax.jit(step.after_pilot)(state, pilot, rewards[:8])
+    state = first_state(step, tiny[1])
+    observed, counts, allocation = jax.jit(step.after_pilot)(state, pilot, rewards[:8])
     assert counts.sum() == 8 and counts.min() >= 1
     np.testing.assert_array_equal(observed.sums.trials[IDS], 2)
-    state = state.replace(statistics=observed, counts=counts)
+    state = state.replace(statistics=observed, counts=counts, allocation=allocation)
     state, _ = jax.jit(step.__call__)(state, Rollouts.concatenate([pilot, fresh]), rewards, NEXT_IDS)
     np.testing.assert_array_equal(state.statistics.sums.trials[IDS], [3, 5, 4, 4])
     np.testing.assert_array_equal(state.statistics.sums.successes[IDS], [2, 4, 1, 2])
@@ -262,7 +267,7 @@ def test_measured_pilots_and_fresh_samples_take_turns_over_prompts(tiny, mesh, m
     """With room for four norms, each of four prompts gets one, pilots before or not."""
     fresh = make_rollouts([1, 3, 2, 2], seed=1)
     step = make_step(tiny[0], mesh, pilot_samples=2, norms=GradientNormSettings("embed_tokens", 4, max_samples=4))
-    state = init_state(tiny[1], step.optimizer, NUM_PROMPTS, IDS, np.array([1, 3, 2, 2]), False)
+    state = first_state(step, tiny[1], [1, 3, 2, 2])
     rollouts = Rollouts.concatenate([make_rollouts([2] * 4), fresh])
     state, _ = jax.jit(step.__call__)(state, rollouts, np.ones(16, np.float32), NEXT_IDS)
     np.testing.assert_array_equal(state.statistics.sums.norm_count[IDS], 1)
@@ -273,32 +278,6 @@ def test_uniform_measures_no_norms(tiny, mesh, rollouts):
     state, metrics = run_step(step, tiny[1], rollouts)
     assert metrics.measured_norms == 0 and not state.statistics.sums.norm_count.any()
     np.testing.assert_array_equal(state.counts, 4)
-
-
-@pytest.mark.parametrize("weighting", ["log_likelihood", "token_mean"])
-def test_the_first_update_gives_the_norms_of_its_rows(tiny, mesh, make_rollouts, weighting):
-    """On rollouts of the policy itself they are those of a pass of its own; later updates give none."""
-    exact = make_rollouts(COUNTS)
-    objective = Objective("raft_pp", weighting, 0.2, 0.2, 0.0, "k3")
-    allocator = make_allocator(Gvm())
-
-    def sums(method, updates):
-        norms = GradientNormSettings("embed_tokens|lm_head", chunk=4, max_samples=0, method=method)
-        step = make_step(tiny[0], mesh, objective=objective, allocator=allocator, norms=norms, updates_per_step=updates)
-        state, metrics = run_step(step, tiny[1], exact)
-        return state, metrics, state.statistics.sums
-
-    one, metrics, inside = sums("update", 1)
-    other, _, apart = sums("gram", 1)
-    assert metrics.measured_norms == 8
-    np.testing.assert_array_equal(inside.norm_count, apart.norm_count)
-    np.testing.assert_allclose(inside.squared_norm_sum, apart.squared_norm_sum, rtol=1e-3)
-    assert_close(one.params, other.params)
-    _, metrics, inside = sums("update", 2)
-    first = deal()[0]
-    expected = np.bincount(exact.group[first], REWARDS[first], 4)
-    np.testing.assert_array_equal(inside.norm_count[IDS], expected)
-    assert metrics.measured_norms == expected.sum()
 
 
 def test_rejected_norms_are_measured_where_a_strategy_asks_for_them(tiny, mesh, rollouts):
@@ -387,7 +366,7 @@ def with_nan(rollouts, rows):
 def test_an_update_that_is_not_finite_is_left_out(tiny, mesh, rollouts):
     model, params, _ = tiny
     step = make_step(model, mesh, allocator=make_allocator(Uniform()))
-    order = step._order(SimpleNamespace(step=0), step.sample_terms(rollouts, REWARDS))
+    order = shuffle(step, 0, step.sample_terms(rollouts, REWARDS))
     first, second = ([row for row in np.asarray(rows) if REWARDS[row] > 0] for rows in order)
     state, metrics = run_step(step, params, with_nan(rollouts, second[0]))
     assert (metrics.skipped_updates, metrics.skipped_in_a_row, state.skipped) == (1, 1, 1)

@@ -84,7 +84,7 @@ class GvmJaxAgreement:
         import numpy as np
 
         from configs import default
-        from gvm_jax.training.programs import StepPrograms
+        from gvm_jax.training.step import TrainStep
 
         config, groups = default.get_config(), self._workload["groups"]
         prompts = np.arange(max(groups) + 1, dtype=np.int32)
@@ -94,11 +94,11 @@ class GvmJaxAgreement:
         config.allocation.strategy, config.objective.algorithm = "gvm_paper", algorithm
         config.optimizer.updates_per_step, config.optimizer.micro_batch = 1, self._workload["micro_batch"]
         config.optimizer.learning_rate = LEARNING_RATE
-        programs = StepPrograms(config, self._model, self._mesh, len(prompts))
-        state = programs.new_state(self._load(), prompts)
+        step = TrainStep.from_config(config, self._model, self._mesh, len(prompts)).jitted
+        state = step.initial_state(self._load(), prompts)
         by_prompt = np.argsort(np.asarray(state.prompt_ids))  # a group is a place in `prompt_ids`
         rollouts = rollouts.replace(group=by_prompt[np.array(groups)].astype(np.int32))
-        return programs.train_step(state, rollouts, np.array(self._workload["rewards"], np.float32), prompts)
+        return step.train_step(state, rollouts, np.array(self._workload["rewards"], np.float32), prompts)
 
     def _save(self, state) -> dict[str, str]:
         """Files with the clipped gradient and with what AdamW makes of it, by the checkpoint's names."""

@@ -20,8 +20,8 @@ class GvmJaxStep:
         from configs import default
         from gvm_jax.config import validate
         from gvm_jax.runtime.mesh import describe_devices
-        from gvm_jax.training.programs import StepPrograms
-        from gvm_jax.training.run import Run
+        from gvm_jax.training.step import TrainStep
+        from gvm_jax.training.trainer import Trainer
 
         self._config = config = default.get_config()
         settings = {"mode": "pilot", "remat": config.model.remat, **workload["step"]}
@@ -46,10 +46,8 @@ class GvmJaxStep:
             config.allocation.strategy, config.allocation.mode = "gvm_paper", "pilot"
             config.allocation.pilot_samples = workload["pilot_samples"]
             config.allocation.pilot_weight, config.allocation.decay = 0.0, 0.0
-        else:
-            config.gradient_norms.method = "update"
         validate(config)
-        self._run = run = Run(config)
+        self._run = run = Trainer(config)
         if [list(tokens) for tokens in run.prompts.tokens] != workload["prompts"]:
             raise ValueError("this project's prompts are not the workload's")
         self._state, self._plain = run.initial_state(), None
@@ -57,7 +55,7 @@ class GvmJaxStep:
             plain = config.copy_and_resolve_references()
             plain.unlock()
             plain.allocation.strategy = "uniform"
-            self._plain = StepPrograms(plain, run.model, run.mesh, prompts)
+            self._plain = TrainStep.from_config(plain, run.sampler.model, run.sampler.mesh, prompts).jitted
         self.configured = (
             f"float32 parameters and AdamW, computed in {workload['dtype']}, remat={config.model.remat}, allocation "
             f"{config.allocation.strategy} ({config.allocation.mode}), gradient_norms.method="

@@ -15,7 +15,7 @@ class GvmJaxUpdate:
         from gvm_jax.models.sharding import param_shardings
         from gvm_jax.models.weights import load_params
         from gvm_jax.runtime.mesh import describe_devices
-        from gvm_jax.training.programs import StepPrograms
+        from gvm_jax.training.step import TrainStep
 
         prompts, responses = workload["prompts"], workload["responses"]
         if len(prompts) % workload["micro_batch"]:
@@ -46,8 +46,8 @@ class GvmJaxUpdate:
         size, chunk = config.optimizer.micro_batch, config.optimizer.logprob_chunk
         logprobs, _ = logprobs_program(model, rollouts, size, workload["temperature"], chunk)
         self._rollouts = rollouts.replace(logprobs=np.asarray(logprobs(params)))
-        programs = StepPrograms(config, model, mesh, len(prompts))
-        self._step, self._state = programs.train_step, programs.new_state(params, self._prompts)
+        step = TrainStep.from_config(config, model, mesh, len(prompts)).jitted
+        self._step, self._state = step.train_step, step.initial_state(params, self._prompts)
         self._lengths = rollouts.response_lengths.tolist()
         self.configured = (
             f"float32 parameters and AdamW, computed in {workload['dtype']}, attention {model.attention}, "
