@@ -14,8 +14,8 @@ programs), 0.06 (short answers; it forgets the form that is asked for) and 0.13 
 
 import pathlib
 
-from configs import default
 from gvm_jax.config import ConfigError
+from gvm_jax.config import get_config as default_config
 
 DATA = pathlib.Path(__file__).resolve().parent / "domains_data"
 
@@ -24,7 +24,7 @@ def get_config(arg: str = ""):
     """`arg`: python_tests | exact | function."""
     if arg not in DOMAINS:
         raise ConfigError(f"argument {arg!r} of the config file: must be one of {', '.join(DOMAINS)}")
-    config = default.get_config()
+    config = default_config()
     config.steps = 10
     config.prompts_per_step = 8
     config.rollouts_per_step = 64

@@ -4,15 +4,15 @@ r"""Evaluation as in the paper (arXiv 2505.02391, section 4): 8 samples a questi
         --config.model.path=Qwen/Qwen2.5-Math-1.5B-Instruct
 
 The paper's 7B models were sampled with --config.evaluation.temperature=0.7. Sections that only training reads are those
-of configs/default.py.
+of gvm_jax/config/defaults.py.
 """
 
-from configs import default
+from gvm_jax.config import get_config as default_config
 
 
 def get_config():
     """`model.path`, or a run's --checkpoint, and the data set are the command line's."""
-    config = default.get_config()
+    config = default_config()
     config.evaluation.samples = 8
     config.evaluation.prompts = 1_000_000_000  # all
     return config

@@ -7,15 +7,16 @@ tpu_scripts/train.sh --config=configs/quickstart.py:gvm_grpo      # or :grpo
 
 import pathlib
 
-from configs import default
+from gvm_jax.config import get_config as default_config
+from gvm_jax.config import set_method
 
 MODEL = pathlib.Path(__file__).resolve().parent / "quickstart_model"
 
 
 def get_config(arg: str = "gvm_raft"):
     """`arg`: raft | gvm_raft | grpo | gvm_grpo."""
-    config = default.get_config()
-    default.set_method(config, arg)
+    config = default_config()
+    set_method(config, arg)
     config.steps = 30
     config.prompts_per_step = 64
     config.rollouts_per_step = 512

@@ -15,13 +15,14 @@ A few prompts a step show the whole loop on a CPU, in minutes a step:
         --config.optimizer.updates_per_step=1 --config.optimizer.micro_batch=4 --config.evaluation.path=
 """
 
-from configs import default
+from gvm_jax.config import get_config as default_config
+from gvm_jax.config import set_method
 
 
 def get_config(arg: str = "gvm_raft"):
     """`arg`: raft | gvm_raft | grpo | gvm_grpo."""
-    config = default.get_config()
-    default.set_method(config, arg)
+    config = default_config()
+    set_method(config, arg)
     config.steps = 100
     config.prompts_per_step = 64
     config.rollouts_per_step = 512

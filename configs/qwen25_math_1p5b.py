@@ -27,13 +27,14 @@ packed rows, 3.2 samples in each. On one GPU and on v6e:2x4 add --config.optimiz
 (mesh.fsdp = -1).
 """
 
-from configs import default
+from gvm_jax.config import get_config as default_config
+from gvm_jax.config import set_method
 
 
 def get_config(arg: str = "gvm_raft"):
     """`arg`: raft | gvm_raft | grpo | gvm_grpo."""
-    config = default.get_config()
-    default.set_method(config, arg)
+    config = default_config()
+    set_method(config, arg)
     config.steps = 100
     config.model.path = "Qwen/Qwen2.5-Math-1.5B"
     config.data.path = "numina"

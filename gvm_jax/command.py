@@ -39,7 +39,10 @@ _WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run, or gs://BUCKET/FOLDER for training; default: of runs/, by the config's name."
 )
 _HELP = {"--help", "-help", "-h", "--helpshort", "--helpfull", "-helpshort", "-helpfull"}
-_FIELD = ("--config.FIELD=VALUE", "Sets a field of the config; configs/default.py explains each. May be repeated.")
+_FIELD = (
+    "--config.FIELD=VALUE",
+    "Sets a field of the config, which gvm_jax/config/defaults.py explains. May be repeated.",
+)
 
 
 def run(

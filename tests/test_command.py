@@ -44,8 +44,8 @@ for line in sys.stdin:
 
 FILES = {
     "syntax.py": "def get_config():\n    config = (3\n",
-    "field.py": "from configs import default\ndef get_config():\n    c = default.get_config()\n    c.optimizer.lr = 1",
-    "section.py": "from configs import default\ndef get_config():\n    return default.get_config().optimzer\n",
+    "field.py": "from gvm_jax.config import get_config as d\ndef get_config():\n    c = d()\n    c.optimizer.lr = 1",
+    "section.py": "from gvm_jax.config import get_config as d\ndef get_config():\n    return d().optimzer\n",
     "import.py": "import nonsense\n",
     "value.py": "def get_config():\n    return int('x')\n",
     "none.py": "x = 3\n",
@@ -69,7 +69,7 @@ MISTAKES = {
     f"{QUICKSTART} --config.optimizer.lr 1": "--config.optimizer.lr: no such field; did you mean "
     "--config.optimizer.learning_rate?",
     f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
-    f"{QUICKSTART} --config.xyzzy=1": "no such field; configs/default.py lists the known ones",
+    f"{QUICKSTART} --config.xyzzy=1": "no such field; gvm_jax/config/defaults.py lists the known ones",
     f"{QUICKSTART} --config.steps=x": "--config.steps=x: must be an integer >= 1",
     f"{QUICKSTART} --config.objective.mask_truncated=maybe": "=maybe: must be True or False",
     f"{QUICKSTART} --config.data=gsm8k": "a section; set a field of it, such as --config.data.path=gsm8k",

@@ -6,13 +6,12 @@ import sys
 
 import pytest
 
-from configs import default
 from gvm_jax import command
-from gvm_jax.config import RULES, ConfigError, diff, from_json, nearest_field, to_json, validate
+from gvm_jax.config import RULES, ConfigError, diff, from_json, get_config, nearest_field, to_json, validate
 
 
 def runnable():
-    config = default.get_config()
+    config = get_config()
     config.model.path = "Qwen/Qwen2.5-0.5B"
     config.data.path = "openai/gsm8k"
     return config
@@ -38,7 +37,7 @@ def problems(config) -> list[str]:
 
 def test_defaults_need_only_a_model_and_data():
     validate(runnable())
-    assert [line.split(" = ")[0] for line in problems(default.get_config())] == ["data.path", "model.path"]
+    assert [line.split(" = ")[0] for line in problems(get_config())] == ["data.path", "model.path"]
 
 
 def test_every_default_field_has_a_rule_and_no_rule_is_left_over():

@@ -5,8 +5,7 @@ import re
 
 import pytest
 
-from configs import default
-from gvm_jax.config import ConfigError, validate
+from gvm_jax.config import ConfigError, get_config, validate
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import check_axes, divisor
@@ -49,7 +48,7 @@ def assert_advice_leads_to_a_run(config, model, devices):
 
 
 def sized(rollouts, updates, micro_batch, samples_per_row=1, prompts=4):
-    config = default.get_config()
+    config = get_config()
     config.model.path = config.data.path = "somewhere"
     config.prompts_per_step, config.rollouts_per_step = prompts, rollouts
     config.optimizer.updates_per_step, config.optimizer.micro_batch = updates, micro_batch

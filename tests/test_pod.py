@@ -178,7 +178,7 @@ def test_a_preempted_pod_is_asked_for_again_and_the_run_goes_on(ready):
     running = ready.start("run", f"--workdir={ready.workdir}", "25")
     ready.wait_for_step(3)
     before = len(ready.calls())
-    (ready.checkout / "configs/default.py").write_text("not what the workers are to get")
+    (ready.checkout / "configs/quickstart.py").write_text("not what the workers are to get")
     gcloud_stand_in.preempt(ready.pod)
     output, _ = running.communicate(timeout=120)
     assert running.returncode == 0, output

@@ -101,9 +101,9 @@ def make_workload(name: str, model: str, data: str, prompts: int = 0) -> tuple[W
     questions, sizes = [row.problem for row in rows], {"prompts": prompts} if prompts else {}
     stops = find_endings(tokenizer, model, vocab_size).stop_ids
     if name == "step":
-        from configs import default  # not above: only the checkout has it
+        from gvm_jax.config import get_config
 
-        asked = default.get_config().data
+        asked = get_config().data
         workload = step(
             tokenizer, questions, [row.answer for row in rows], stops, asked.system_prompt, asked.user_template, **sizes
         )

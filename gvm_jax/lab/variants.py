@@ -194,7 +194,7 @@ def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, A
     if not (field and equals and text):
         raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.alpha=1e-2")
     if field not in RULES:
-        raise ConfigError(f"{entry}: unknown field {field!r}; configs/default.py lists the known ones")
+        raise ConfigError(f"{entry}: unknown field {field!r}; gvm_jax/config/defaults.py lists the known ones")
     if field in _SET_ELSEWHERE:
         raise ConfigError(f"{entry}: {field} cannot be set here: {_SET_ELSEWHERE[field]}")
     kind = type(_get(config, field))

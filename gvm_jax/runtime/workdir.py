@@ -90,7 +90,7 @@ class Workdir:
 def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
     """Checks that a run with this config may begin in a workdir, or resume the run that is there; writes nothing.
 
-    Only fields may differ whose rule in `gvm_jax/config.py` says so. Whether data and model are the same under another
+    Only fields may differ whose rule in `gvm_jax.config` says so. Whether data and model are the same under another
     name is not seen here: the checkpoints hold their fingerprints.
 
     Raises:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import gvm_jax.allocation
-from configs.default import get_config
 from gvm_jax.allocation import Allocator, Progress, Sums
 from gvm_jax.allocation.statistics import init, update
 from gvm_jax.allocation.strategies import Dapo, Gvm, Uniform
+from gvm_jax.config import get_config
 
 PROMPTS = 64
 LENGTHS = np.linspace(20, 200, PROMPTS)  # mean tokens of a response

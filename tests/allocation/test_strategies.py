@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs.default import get_config
 from gvm_jax.allocation import STRATEGIES, Constraints, Progress, PromptEstimates, Strategy, Sums, make_strategy
 from gvm_jax.allocation.strategies import (
     Cero,
@@ -26,7 +25,7 @@ from gvm_jax.allocation.strategies import (
     Uniform,
     Vip,
 )
-from gvm_jax.config import ConfigError
+from gvm_jax.config import ConfigError, get_config
 
 M = 12
 
@@ -283,7 +282,7 @@ def test_the_registry_builds_each_strategy_from_the_fields_of_the_config():
     for name, strategy in STRATEGIES.items():
         config.strategy = name
         built = make_strategy(config)
-        assert type(built) is strategy and built == strategy()  # the defaults agree with configs/default.py
+        assert type(built) is strategy and built == strategy()  # the defaults agree with gvm_jax/config/defaults.py
         assert hash(built) == hash(strategy())  # a static argument
     config.update(strategy="gvm", alpha=0.5, beta=3.0)
     assert make_strategy(config) == Gvm(0.5, 3.0)

@@ -8,7 +8,7 @@ import datasets
 import numpy as np
 import pytest
 
-from configs import default
+from gvm_jax.config import get_config
 from gvm_jax.data import DataError, Row, load_config_rows, load_prompts, load_tokenizer
 from gvm_jax.data.loading import EXCLUDED
 from gvm_jax.data.named import NAMED
@@ -32,7 +32,7 @@ SPLITS |= dict.fromkeys(["math500", "minerva", "olympiadbench", "amc23"], ("test
 
 
 def make_config(**fields):
-    config = default.get_config()
+    config = get_config()
     for name, value in fields.items():
         section, _, field = name.partition("__")
         config[section][field] = value

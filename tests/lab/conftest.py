@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import default
+from gvm_jax.config import get_config
 from gvm_jax.lab import variants
 from gvm_jax.lab.pool import Pool
 from gvm_jax.lab.study import replace_algorithm
@@ -17,7 +17,7 @@ def lab_config():
     """A function (prompts, rollouts, **fields) -> config; fields by dotted name with __ for the dot."""
 
     def make(prompts, rollouts, **fields):
-        config = default.get_config()
+        config = get_config()
         config.prompts_per_step, config.rollouts_per_step = prompts, rollouts
         config.model.path = config.data.path = "unused"
         config.optimizer.updates_per_step = config.optimizer.micro_batch = 1

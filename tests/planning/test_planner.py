@@ -11,8 +11,7 @@ import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
-from configs import default
-from gvm_jax.config import ConfigError, validate
+from gvm_jax.config import ConfigError, get_config, validate
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.qwen2 import Model
@@ -48,7 +47,7 @@ def topology(size=4, memory=2**30) -> Topology:
 
 
 def tiny_config(**mesh):
-    config = default.get_config()
+    config = get_config()
     config.model.path, config.data.path = str(TINY), "unread"
     config.model.compute_dtype, config.model.attention = "float32", "xla"
     config.prompts_per_step, config.rollouts_per_step = 4, 16

@@ -8,8 +8,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default
-from gvm_jax.config import ConfigError
+from gvm_jax.config import ConfigError, get_config
 from gvm_jax.runtime import mesh
 
 FOUR_DEVICES = """
@@ -46,15 +45,15 @@ def test_axes_fill_four_devices_or_are_refused():
 
 
 def test_the_default_mesh_has_the_three_axes():
-    made = mesh.make_mesh(default.get_config().mesh)
+    made = mesh.make_mesh(get_config().mesh)
     assert made.axis_names == ("data", "fsdp", "tensor")
     assert made.devices.size == len(jax.devices())
 
 
 def test_a_mesh_over_given_devices_uses_these():
-    made = mesh.make_mesh(default.get_config().mesh, jax.devices()[:1])
+    made = mesh.make_mesh(get_config().mesh, jax.devices()[:1])
     assert made.devices.flatten().tolist() == jax.devices()[:1]
-    sizes = default.get_config().mesh
+    sizes = get_config().mesh
     sizes.tensor = 2
     with pytest.raises(ConfigError, match=r"mesh\.tensor = 2: cannot be laid over 1 "):
         mesh.make_mesh(sizes, jax.devices()[:1])

@@ -11,8 +11,7 @@ import sys
 
 import pytest
 
-from configs import default
-from gvm_jax.config import ConfigError, from_json
+from gvm_jax.config import ConfigError, from_json, get_config
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config, workdir_path
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -123,22 +122,22 @@ def config_of(folder):
 
 def changed(**values):
     """The default config with other values; two underscores are a dot."""
-    config = default.get_config()
+    config = get_config()
     config.update_from_flattened_dict({name.replace("__", "."): value for name, value in values.items()})
     return config
 
 
 def test_a_fresh_workdir_gets_the_resolved_config(tmp_path):
-    check_workdir(tmp_path / "new" / "run", default.get_config())
+    check_workdir(tmp_path / "new" / "run", get_config())
     assert not (tmp_path / "new").exists()
     for _ in range(2):
-        check_workdir(tmp_path, default.get_config())
-        assert record_config(Workdir(tmp_path), default.get_config(), 0) == {}
-    assert os.listdir(tmp_path) == ["config.json"] and config_of(tmp_path) == default.get_config()
+        check_workdir(tmp_path, get_config())
+        assert record_config(Workdir(tmp_path), get_config(), 0) == {}
+    assert os.listdir(tmp_path) == ["config.json"] and config_of(tmp_path) == get_config()
 
 
 def test_another_runs_workdir_is_refused_with_the_fields_that_differ(tmp_path):
-    record_config(Workdir(tmp_path), default.get_config(), 0)
+    record_config(Workdir(tmp_path), get_config(), 0)
     other = changed(seed=1, steps=7, rollout__top_p=0.5, evaluation__prompts=3, evaluation__path="gsm8k")
     with pytest.raises(ConfigError, match="another --workdir") as raised:
         check_workdir(tmp_path, other)
@@ -183,17 +182,17 @@ def test_what_may_change_and_from_which_step_it_did(tmp_path):
 
 def test_a_workdir_that_cannot_be_checked_is_refused(tmp_path):
     with pytest.raises(ConfigError, match=r"s3://bucket/run: must be a folder .* or gs://"):
-        check_workdir("s3://bucket/run", default.get_config())
+        check_workdir("s3://bucket/run", get_config())
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--workdir=.*file: is a file; name a folder"):
-        check_workdir(tmp_path / "file", default.get_config())
+        check_workdir(tmp_path / "file", get_config())
     (tmp_path / "checkpoints/5").mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"config\.json: missing"):
-        check_workdir(tmp_path, default.get_config())
+        check_workdir(tmp_path, get_config())
     for text in ("{", "3", "[]"):
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(ConfigError, match=r"config\.json: not a run's config"):
-            check_workdir(tmp_path, default.get_config())
+            check_workdir(tmp_path, get_config())
 
 
 def test_lost_checkpoints_are_told_from_a_run_that_saved_none_yet(tmp_path):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import default
+from gvm_jax.config import get_config
 from gvm_jax.training.objectives import ALGORITHMS, WEIGHTINGS, Objective, SampleTerms, Tokens, kl_estimate
 
 PAIRS = [(name, algorithm.weighting) for name, algorithm in ALGORITHMS.items()] + [
@@ -557,7 +557,7 @@ def test_expected_gradient_over_all_answers(algorithm, cap):
 
 
 def test_settings_come_from_the_config():
-    config = default.get_config().objective
+    config = get_config().objective
     assert Objective.from_config(config, corrected=True).importance_cap == 2.0
     assert Objective.from_config(config, corrected=False).importance_cap is None
     with config.unlocked():

@@ -34,7 +34,7 @@ class GvmJaxAgreement:
         import jax.numpy as jnp
         import numpy as np
 
-        from configs import default
+        from gvm_jax.config import get_config
         from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 
         workload, rollouts = self._workload, self._rollouts
@@ -45,7 +45,7 @@ class GvmJaxAgreement:
         for row, shift in zip(shifts, workload["shifts"], strict=True):
             row[: len(shift)] = shift
         rollouts = rollouts.replace(logprobs=jnp.array(found + shifts))
-        settings = GradientNormSettings.from_config(default.get_config().gradient_norms)
+        settings = GradientNormSettings.from_config(get_config().gradient_norms)
         measured = jnp.array(workload["rewards"]) > 0
 
         def norms(params, rollouts):
@@ -83,10 +83,10 @@ class GvmJaxAgreement:
         """The state after one step with one update, and its metrics."""
         import numpy as np
 
-        from configs import default
+        from gvm_jax.config import get_config
         from gvm_jax.training.step import TrainStep
 
-        config, groups = default.get_config(), self._workload["groups"]
+        config, groups = get_config(), self._workload["groups"]
         prompts = np.arange(max(groups) + 1, dtype=np.int32)
         config.prompts_per_step, config.rollouts_per_step = len(prompts), len(groups)
         config.data.max_prompt_tokens = rollouts.tokens.shape[1] - rollouts.max_response

@@ -17,13 +17,12 @@ class GvmJaxStep:
     """
 
     def __init__(self, workload: dict):
-        from configs import default
-        from gvm_jax.config import validate
+        from gvm_jax.config import get_config, validate
         from gvm_jax.runtime.mesh import describe_devices
         from gvm_jax.training.step import TrainStep
         from gvm_jax.training.trainer import Trainer
 
-        self._config = config = default.get_config()
+        self._config = config = get_config()
         settings = {"mode": "pilot", "remat": config.model.remat, **workload["step"]}
         if settings["mode"] not in MODES or set(settings) != {"mode", "remat"}:
             raise ValueError(f"--step: found {settings}; allowed are mode={' or '.join(MODES)}, and remat=NAME")

@@ -11,7 +11,7 @@ class GvmJaxUpdate:
     def __init__(self, workload: dict):
         import numpy as np
 
-        from configs import default
+        from gvm_jax.config import get_config
         from gvm_jax.models.sharding import param_shardings
         from gvm_jax.models.weights import load_params
         from gvm_jax.runtime.mesh import describe_devices
@@ -20,7 +20,7 @@ class GvmJaxUpdate:
         prompts, responses = workload["prompts"], workload["responses"]
         if len(prompts) % workload["micro_batch"]:
             raise ValueError(f"--micro_batch={workload['micro_batch']}: must divide the {len(prompts)} responses")
-        config = default.get_config()
+        config = get_config()
         config.prompts_per_step = config.rollouts_per_step = len(prompts)
         config.data.max_prompt_tokens, config.rollout.max_new_tokens = max(map(len, prompts)), max(map(len, responses))
         config.allocation.strategy = "uniform"

@@ -26,14 +26,14 @@ def given_model(workload: dict, remat: str, attention: str = "auto"):
     import jax
     import numpy as np
 
-    from configs import default
+    from gvm_jax.config import get_config
     from gvm_jax.models.config import Qwen2Config
     from gvm_jax.models.packed_attention import resolve_attention
     from gvm_jax.models.qwen2 import Model
     from gvm_jax.models.sharding import batch_sharding
     from gvm_jax.runtime.mesh import make_mesh
 
-    mesh, folder = make_mesh(default.get_config().mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
+    mesh, folder = make_mesh(get_config().mesh, jax.devices()[:1]), pathlib.Path(workload["model"])
     network, dtype = Qwen2Config.from_folder(folder), np.dtype(workload["dtype"])
     attention = resolve_attention(attention, dtype, mesh.devices.flat[0].platform)
     return Model(network, dtype, remat, activation_sharding=batch_sharding(mesh), attention=attention), mesh, folder

@@ -1,6 +1,6 @@
 """Rules that every field of a run's configuration must keep, and its form in `config.json`.
 
-`configs/default.py` says what a field means; `RULES` says what it may hold. Nothing here touches a device.
+`gvm_jax/config/defaults.py` says what a field means; `RULES` says what it may hold. Nothing here touches a device.
 """
 
 import difflib
@@ -342,7 +342,7 @@ def nearest_field(name: str) -> str | None:
 def hint(name: str, prefix: str = "") -> str:
     """What to do about an unknown field."""
     near = nearest_field(name)
-    return f"did you mean {prefix}{near}?" if near else "configs/default.py lists the known ones"
+    return f"did you mean {prefix}{near}?" if near else "gvm_jax/config/defaults.py lists the known ones"
 
 
 def validate(config: ConfigDict) -> None:

@@ -1,14 +1,14 @@
 """Every field of a run with its meaning and default; the other files in this folder change some of them.
 
 Override a field on the command line as `--config.section.field=value`. Unknown fields are refused and values are
-checked before any device is touched (`gvm_jax/config.py`, which says too which fields may change on resume).
+checked before any device is touched (`gvm_jax/config/rules.py`, which says too which fields may change on resume).
 """
 
 import difflib
 
 from ml_collections import ConfigDict
 
-from gvm_jax.config import ConfigError
+from gvm_jax.config.rules import ConfigError
 
 
 def get_config() -> ConfigDict:
