@@ -69,7 +69,7 @@ MISTAKES = {
     f"{QUICKSTART} --config.optimizer.lr 1": "--config.optimizer.lr: no such field; did you mean "
     "--config.optimizer.learning_rate?",
     f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
-    f"{QUICKSTART} --config.xyzzy=1": "no such field; gvm_jax/config/defaults.py lists the known ones",
+    f"{QUICKSTART} --config.xyzzy=1": "no such field; gvm_jax/config/fields.py lists the known ones",
     f"{QUICKSTART} --config.steps=x": "--config.steps=x: must be an integer >= 1",
     f"{QUICKSTART} --config.objective.mask_truncated=maybe": "=maybe: must be True or False",
     f"{QUICKSTART} --config.data=gsm8k": "a section; set a field of it, such as --config.data.path=gsm8k",

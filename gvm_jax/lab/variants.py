@@ -1,7 +1,7 @@
 """The variants of a comparison, from how they are typed: which fields each one sets, and what it is compared with.
 
     gvm                             a strategy
-    gvm:allocation.alpha=1e-2       with a field set; further ones follow, each after a colon
+    gvm:allocation.options.alpha=1e-2       with a field set; further ones follow, each after a colon
     gvm+updates+clip                with confounds of the reference comparison, each after a plus
 
 A `confound` is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
@@ -18,7 +18,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gvm_jax.allocation import STRATEGIES, make_strategy
-from gvm_jax.config import RULES, ConfigError, validate
+from gvm_jax.config import FIELDS, ConfigError, from_text, is_option, validate
 
 _SET_ELSEWHERE = {
     "seed": "the comparison sets it; shift all with --config.seed",
@@ -156,12 +156,17 @@ def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Varian
     overrides = {"allocation.strategy": strategy}
     if strategy == "uniform":
         overrides["allocation.mode"] = "online"  # equal counts have nothing to measure first
-    set_here = dict(_parse_setting(config, entry, setting) for setting in settings)
+    set_here = dict(_parse_setting(_with(config, overrides), entry, setting) for setting in settings)
     overrides |= set_here
     overrides |= _confounded(_with(config, overrides), entry, confounds, set_here)
     chosen = _with(config, overrides)
     for field in set_here:
         _check_effect(chosen, entry, field)
+    try:
+        make_strategy(chosen.allocation)
+    except ConfigError as error:
+        if any(map(is_option, set_here)):
+            raise ConfigError(f"{entry}: {error}") from error
     shown = [f"{field}={value}" for field, value in set_here.items()]
     free_pilots = chosen.prompts_per_step * chosen.allocation.pilot_samples if "pilots" in confounds else 0
     return Variant(":".join([name, *shown]), baseline, overrides, free_pilots)
@@ -192,20 +197,21 @@ def _confounded(config: ConfigDict, entry: str, names: Sequence[str], set_here: 
 def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, Any]:
     field, equals, text = setting.partition("=")
     if not (field and equals and text):
-        raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.alpha=1e-2")
-    if field not in RULES:
-        raise ConfigError(f"{entry}: unknown field {field!r}; gvm_jax/config/defaults.py lists the known ones")
+        raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.options.alpha=1e-2")
+    if is_option(field):  # the strategy checks it
+        strategy = STRATEGIES[config.allocation.strategy]
+        defaults = {known.name: known.default for known in dataclasses.fields(strategy)}
+        return field, from_text(text, defaults.get(field.rpartition(".")[2]))
+    if field not in FIELDS:
+        raise ConfigError(f"{entry}: unknown field {field!r}; `gvm-jax config` lists the fields")
     if field in _SET_ELSEWHERE:
         raise ConfigError(f"{entry}: {field} cannot be set here: {_SET_ELSEWHERE[field]}")
     kind = type(_get(config, field))
     if kind not in (bool, int, float, str):
         raise ConfigError(f"{entry}: {field} cannot be set here; set it for all with --config.{field}")
-    try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        value = text
-    if type(value) is not kind or not RULES[field].holds(value):
-        raise ConfigError(f"{entry}: {field} = {text}: must be {RULES[field].allowed}")
+    value = from_text(text, FIELDS[field].default)
+    if type(value) is not kind or not FIELDS[field].holds(value):
+        raise ConfigError(f"{entry}: {field} = {text}: must be {FIELDS[field].allowed}")
     return field, value
 
 
@@ -214,10 +220,6 @@ def _check_effect(config: ConfigDict, entry: str, field: str) -> None:
     section, _, name = field.rpartition(".")
     if section != "allocation":
         return
-    strategy = config.allocation.strategy
-    of_strategies = {f.name for known in STRATEGIES.values() for f in dataclasses.fields(known)}
-    if name in of_strategies and name not in {f.name for f in dataclasses.fields(STRATEGIES[strategy])}:
-        raise ConfigError(f"{entry}: the strategy {strategy} does not read {field}")
     if name.startswith("pilot_") and config.allocation.mode != "pilot":
         raise ConfigError(f"{entry}: {field} has no effect without pilots; add --config.allocation.mode=pilot")
 
@@ -225,7 +227,7 @@ def _check_effect(config: ConfigDict, entry: str, field: str) -> None:
 def _parse_sweep(sweep: str) -> tuple[str, list[str]]:
     field, _, values = sweep.partition(":")
     if not field or not values or not all(values.split(",")):
-        raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.alpha:1e-4,1e-3,1e-2")
+        raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.options.alpha:1e-3,1e-2")
     return field, values.split(",")
 
 
@@ -246,5 +248,7 @@ def _get(config: ConfigDict, field: str) -> Any:
 
 def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     changed = config.copy_and_resolve_references()
+    if overrides.get("allocation.strategy", config.allocation.strategy) != config.allocation.strategy:
+        changed.allocation.options = ConfigDict()  # those of another strategy
     changed.update_from_flattened_dict(overrides)
     return changed

@@ -282,9 +282,9 @@ def test_the_registry_builds_each_strategy_from_the_fields_of_the_config():
     for name, strategy in STRATEGIES.items():
         config.strategy = name
         built = make_strategy(config)
-        assert type(built) is strategy and built == strategy()  # the defaults agree with gvm_jax/config/defaults.py
+        assert type(built) is strategy and built == strategy()
         assert hash(built) == hash(strategy())  # a static argument
-    config.update(strategy="gvm", alpha=0.5, beta=3.0)
+    config.update(strategy="gvm", options={"alpha": 0.5, "beta": 3.0})
     assert make_strategy(config) == Gvm(0.5, 3.0)
 
 

@@ -36,13 +36,14 @@ STRATEGIES: dict[str, type[Strategy]] = {
 
 
 def make_strategy(config: Any) -> Strategy:
-    """The strategy that `config.strategy` names, its fields read from those of the same name in `config`.
+    """The strategy that `config.strategy` names, its fields read from `config.options`.
 
     Args:
         config: the section `config.allocation`.
 
     Raises:
-        ConfigError: the name is not in `STRATEGIES`, or the mode or the floor do not suit the strategy.
+        ConfigError: the name is not in `STRATEGIES`, the strategy has no such option, or the mode or the floor do not
+          suit it.
     """
     if config.strategy not in STRATEGIES:
         near = difflib.get_close_matches(config.strategy, STRATEGIES, n=1)
@@ -61,7 +62,14 @@ def make_strategy(config: Any) -> Strategy:
             f"allocation.min_samples = {config.min_samples}: must be >= {strategy.least} for allocation.strategy = "
             f"{config.strategy!r}, whose formula has no meaning below"
         )
-    return strategy(**{field.name: config[field.name] for field in dataclasses.fields(strategy)})
+    names = [field.name for field in dataclasses.fields(strategy)]
+    if unknown := [name for name in config.options if name not in names]:
+        near = difflib.get_close_matches(unknown[0], names, n=1)
+        raise ConfigError(
+            f"allocation.options.{unknown[0]}: the strategy {config.strategy} has no such field"
+            + (f"; did you mean {near[0]}?" if near else f"; it has {', '.join(names) or 'none'}")
+        )
+    return strategy(**config.options)
 
 
 __all__ = [
