@@ -31,6 +31,7 @@ from gvm_jax.runtime.profile import StepTrace, parse_steps
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config
 from gvm_jax.training import fingerprints
+from gvm_jax.training.inputs import every_input_error
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.trainer import Trainer, describe_resume, describe_run
@@ -168,7 +169,8 @@ def run_and_report(config, workdir: os.PathLike[str], profile: str) -> None:
     try:
         with command.one_line(VerifierFailure, FloatingPointError):
             keep_programs()
-            train(config, workdir, profile)
+            with every_input_error(config):
+                train(config, workdir, profile)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
