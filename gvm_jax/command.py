@@ -73,7 +73,7 @@ def run(
             print("interrupted", file=sys.stderr)
             sys.exit(INTERRUPTED)
 
-    app.run(interruptible, flags_parser=functools.partial(_parse, main, required))
+    app.run(interruptible, flags_parser=functools.partial(parse, main, required))
 
 
 def fail(message: str) -> NoReturn:
@@ -248,7 +248,8 @@ def _meaning(flag: flags.Flag, required: bool) -> str:
     return meaning if flag.boolean or flag.default in (None, "", []) else f"{meaning} Default: {flag.default}."
 
 
-def _parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -> list[str]:
+def parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) -> list[str]:
+    """Parses the flags and loads the config; arguments as for `run`. Ends the command for --help and for mistakes."""
     global _loaded
     if _HELP & set(argv):
         print(help_text(main, required))

@@ -37,22 +37,22 @@ def every_input_error(config: ConfigDict) -> Iterator[None]:
 
 
 def input_errors(config: ConfigDict) -> list[str]:
-    """The errors in what a config names; checks that read a field with a wrong value are left out."""
+    """The errors in what a config names; checks that read a section with a wrong field are left out."""
     broken = {field.partition(".")[0] for field in problems(config)}
-    checks: list[tuple[set[str], Callable[[ConfigDict], None]]] = [
-        ({"allocation"}, lambda config: make_strategy(config.allocation)),
-        ({"model", "rollout"}, _check_model),
-        *(
-            ({"data", section, "rewards"}, functools.partial(_check_data, section))
-            for section in ("data", "evaluation")
-        ),
-        ({"optimizer", "mesh", "rollouts_per_step", "prompts_per_step", "allocation"}, _check_micro_batch),
-    ]
     found = []
-    for sections, check in checks:
-        if broken.isdisjoint(sections):
+    with contextlib.ExitStack() as stack:
+        grader = functools.cache(lambda: stack.enter_context(Grader(**config.rewards)))
+        checks: list[tuple[set[str], Callable[[], object]]] = [
+            ({"allocation"}, lambda: make_strategy(config.allocation)),
+            ({"model", "rollout"}, lambda: _check_model(config)),
+            ({"data", "rewards"}, lambda: _check_data(config, "data", grader)),
+            ({"data", "rewards", "evaluation"}, lambda: _check_data(config, "evaluation", grader)),
+            ({"optimizer", "mesh", "rollouts_per_step", "allocation"}, lambda: _check_micro_batch(config)),
+        ]
+        for sections, check in checks:
             try:
-                check(config)
+                if broken.isdisjoint(sections):
+                    check()
             except (InputError, VerifierFailure) as error:
                 found.append(str(error))
     return list(dict.fromkeys(found))
@@ -64,21 +64,20 @@ def _check_model(config: ConfigDict) -> None:
     find_endings(load_tokenizer(str(folder)), str(folder), network.vocab_size, config.rollout.stop_tokens)
 
 
-def _check_data(section: str, config: ConfigDict) -> None:
+def _check_data(config: ConfigDict, section: str, grader: Callable[[], Grader]) -> None:
     """The rows and their reference answers; the prompts too where the model has a tokenizer."""
     if not (path := config[section].path):
         return
     try:
         tokenizer = load_tokenizer(str(model_folder(config.model.path, weights=False)))
     except InputError:
-        tokenizer = None  # an error of the model, which `_check_model` reports
-    with Grader(**config.rewards) as grader:
-        if tokenizer:
-            load_prompts(config, section, path, tokenizer, grader)
-        elif not grader.parses([row.answer for row in load_config_rows(config, section, path) if row.answer]).any():
-            raise DataError(
-                f"{section}.path = {path!r}: the verifier can read no reference answer; {UNREADABLE_ADVICE}"
-            )
+        tokenizer = None  # `_check_model` reports it
+    if tokenizer:
+        load_prompts(config, section, path, tokenizer, grader())
+        return
+    answers = [row.answer for row in load_config_rows(config, section, path) if row.answer]
+    if not grader().parses(answers).any():
+        raise DataError(f"{section}.path = {path!r}: no reference answer can be read; {UNREADABLE_ADVICE}")
 
 
 def _check_micro_batch(config: ConfigDict) -> None:
