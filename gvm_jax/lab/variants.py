@@ -1,8 +1,9 @@
 """The variants of a comparison, from how they are typed: which fields each one sets, and what it is compared with.
 
-    gvm                             a strategy
-    gvm:allocation.options.alpha=1e-2       with a field set; further ones follow, each after a colon
-    gvm+updates+clip                with confounds of the reference comparison, each after a plus
+    gvm                                 a strategy
+    gvm:allocation.options.alpha=1e-2   with a field set; further ones follow, each after a colon
+    gvm+updates+clip                    with confounds of the reference comparison, each after a plus
+    my_strategy:Power+clip              one of your own
 
 A `confound` is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
 methods that it is compared with. Each is off here unless it is asked for.
@@ -17,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gvm_jax.allocation import STRATEGIES, make_strategy
+from gvm_jax.allocation import STRATEGIES, load_strategy, make_strategy
 from gvm_jax.config import FIELDS, ConfigError, from_text, is_option, validate
 
 _SET_ELSEWHERE = {
@@ -149,10 +150,12 @@ def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds:
 
 def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Variant:
     """The variant of one entry; see `plan`."""
-    name, *settings = entry.split(":")
+    name, *settings = _split(entry)
     strategy, *confounds = name.split("+")
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"{entry}: unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
+    try:
+        load_strategy(strategy)
+    except ConfigError as error:
+        raise ConfigError(f"{entry}: {error}") from error
     overrides = {"allocation.strategy": strategy}
     if strategy == "uniform":
         overrides["allocation.mode"] = "online"  # equal counts have nothing to measure first
@@ -199,7 +202,7 @@ def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, A
     if not (field and equals and text):
         raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.options.alpha=1e-2")
     if is_option(field):  # the strategy checks it
-        strategy = STRATEGIES[config.allocation.strategy]
+        strategy = load_strategy(config.allocation.strategy)
         defaults = {known.name: known.default for known in dataclasses.fields(strategy)}
         return field, from_text(text, defaults.get(field.rpartition(".")[2]))
     if field not in FIELDS:
@@ -236,10 +239,17 @@ def _check_more_than_baseline(others: Sequence[str], first: str, flag: str) -> N
         raise ConfigError(f"{flag}: --strategies={first} names the baseline alone; add the strategy to vary")
 
 
+def _split(entry: str) -> list[str]:
+    """The strategy with its confounds, then the settings: `m:Class+clip:a.b=1` -> `m:Class+clip`, `a.b=1`."""
+    name, *rest = entry.split(":")
+    is_path = rest and "=" not in rest[0] and name.partition("+")[0] not in STRATEGIES  # of a strategy of one's own
+    return [f"{name}:{rest[0]}", *rest[1:]] if is_path else [name, *rest]
+
+
 def _insert(entry: str, confounds: str) -> str:
     """`gvm:a.b=1`, `+clip` -> `gvm+clip:a.b=1`."""
-    name, colon, settings = entry.partition(":")
-    return f"{name}{confounds}{colon}{settings}"
+    name, *settings = _split(entry)
+    return ":".join([name + confounds, *settings])
 
 
 def _get(config: ConfigDict, field: str) -> Any:

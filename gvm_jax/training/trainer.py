@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int
 
 from gvm_jax.allocation.allocator import Allocator
-from gvm_jax.allocation.strategies import Progress
+from gvm_jax.allocation.strategy import Progress
 from gvm_jax.config import OnResume, on_resume, shown
 from gvm_jax.data import PromptStream
 from gvm_jax.data.prompts import describe

@@ -123,7 +123,7 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
 @pytest.mark.parametrize(
     ("entries", "more", "message"),
     [
-        (["uniform", "gvn"], {}, "gvn: unknown strategy 'gvn'; use one of uniform, gvm"),
+        (["uniform", "gvn"], {}, "gvn: allocation.strategy = 'gvn': unknown; use one of uniform, gvm"),
         ([], {}, "--strategies=: must name strategies"),
         (["uniform", ""], {}, "--strategies=uniform,: must name strategies"),
         (["uniform", "uniform"], {}, "uniform: the same as uniform"),
