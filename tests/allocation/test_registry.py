@@ -42,9 +42,9 @@ class Plain(Strategy):
 
 def test_a_plain_default_allows_values_of_its_type_alone():
     path = f"{__name__}:Plain"
-    made = make_strategy(section(strategy=path, options={"whole": "-7", "flag": "true", "word": "b"}))
-    assert made == Plain(-7, True, "b")
-    for options in ({"whole": 1.5}, {"whole": True}, {"flag": "maybe"}, {"flag": 1}, {"word": 3}):
+    made = make_strategy(section(strategy=path, options={"whole": "-7", "flag": "true", "word": 3}))
+    assert made == Plain(-7, True, "3")
+    for options in ({"whole": 1.5}, {"whole": True}, {"flag": "maybe"}, {"flag": 1}, {"word": 1.5}):
         ((name, value),) = options.items()
         with pytest.raises(ConfigError, match=f"^allocation.options.{name} = {value!r}: must be "):
             make_strategy(section(strategy=path, options=options))

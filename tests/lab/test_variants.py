@@ -79,6 +79,15 @@ def test_a_text_and_a_truth_value_can_be_swept(config):
     assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
 
 
+def test_a_strategy_of_ones_own_is_an_entry_too(config):
+    entry = "gvm_jax.strategies.vip:Vip+clip:allocation.min_samples=3:allocation.options.group_baseline=mean"
+    variant = parse(config, entry)
+    assert variant.label == entry
+    assert variant.config(config, 0).allocation.options.to_dict() == {"group_baseline": "mean"}
+    (_, plain, clipped) = plan(config, ["uniform", "gvm_jax.allocation:Gvm"], confounds=["clip"])
+    assert (plain.label, clipped.label) == ("gvm_jax.allocation:Gvm", "gvm_jax.allocation:Gvm+clip")
+
+
 def test_confounds_come_alone_and_together(config):
     variants = plan(config, ["uniform", "gvm"], confounds=["clip", "token_mean"])
     assert labels(variants) == [
@@ -142,7 +151,7 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
         (
             ["uniform:allocation.options.alpha=1", "gvm"],
             {},
-            "allocation.options.alpha: the strategy uniform has no such field",
+            "allocation.options.alpha: Uniform has no options",
         ),
         (["uniform", "gvm:allocation.pilot_samples=2"], {}, "add --config.allocation.mode=pilot"),
         (["uniform", "gvm+anchor"], {}, "confound 'anchor' is not offered"),
