@@ -59,7 +59,6 @@ class VarianceTerm:
     """
 
     convex_from: int
-    value: Callable[[Array], Array]  # φ(n), of real n too; very large where it is infinite
     marginal_gain: Callable[[Array, Array], Array]  # a·(φ(n) - φ(n+1)) of a and n, without overflow for the largest a
 
     def __call__(self, coefficients: Float[Array, " m"]) -> MarginalGain:
@@ -77,21 +76,9 @@ def _group_mean_gain(a: Array, n: Array) -> Array:
     return a / product * (1 - (2 * n + 1) / product)
 
 
-sample_mean = VarianceTerm(
-    convex_from=1,
-    value=lambda n: 1 / jnp.maximum(n, _SMALLEST),
-    marginal_gain=lambda a, n: a / (n * (n + 1)),
-)
-leave_one_out = VarianceTerm(
-    convex_from=2,
-    value=lambda n: 1 / jnp.maximum(n - 1, _SMALLEST),
-    marginal_gain=lambda a, n: a / (n * (n - 1)),
-)
-group_mean = VarianceTerm(
-    convex_from=3,
-    value=lambda n: jnp.where(n > 1, (n - 1) / jnp.maximum(n, 1) ** 2, 1 / _SMALLEST),
-    marginal_gain=_group_mean_gain,
-)
+sample_mean = VarianceTerm(1, lambda a, n: a / (n * (n + 1)))
+leave_one_out = VarianceTerm(2, lambda a, n: a / (n * (n - 1)))
+group_mean = VarianceTerm(3, _group_mean_gain)
 
 
 def allocate(
@@ -164,27 +151,18 @@ def allocate(
 
 
 def variance_ratio(
-    coefficients: Float[Array, " m"],
-    counts: Int[Array, " m"],
-    term: VarianceTerm = sample_mean,
-    where: Bool[Array, " m"] | None = None,
+    coefficients: Float[Array, " m"], counts: Int[Array, " m"], where: Bool[Array, " m"] | None = None
 ) -> Float[Array, ""]:
-    """Variance of equal counts over variance of `counts`, Σ a_i φ(n̄) / Σ a_i φ(n_i).
+    """Variance of equal counts over variance of `counts`, Σ a_i/n̄ / Σ a_i/n_i, over the prompts in `where` (or all).
 
-    Above 1 the allocation helps; n̄ is the mean count, not rounded. It vanishes where φ is infinite for a prompt with
-    a > 0, such as one without samples, and is 1 where there is nothing to compare.
-
-    Args:
-        coefficients: a ≥ 0.
-        counts: n_i.
-        term: φ.
-        where: the prompts that are compared; None = all.
+    Above 1 the allocation helps; n̄ is the mean count, not rounded. The ratio vanishes where a prompt with a > 0 has no
+    samples, and is 1 where there is nothing to compare.
     """
     where = jnp.ones(counts.shape, bool) if where is None else where
     coefficients = _relative(jnp.where(where, coefficients, 0))
     equal_counts = jnp.sum(counts, where=where) / jnp.maximum(jnp.sum(where), 1)
-    equal = jnp.sum(coefficients) * term.value(equal_counts)
-    chosen = jnp.sum(coefficients * term.value(counts.astype(jnp.float32)))
+    equal = jnp.sum(coefficients) * (1 / jnp.maximum(equal_counts, _SMALLEST))
+    chosen = jnp.sum(coefficients * (1 / jnp.maximum(counts.astype(jnp.float32), _SMALLEST)))
     return jnp.where((jnp.sum(coefficients) > 0) & (equal_counts > 0), equal / chosen, 1.0)
 
 

@@ -133,8 +133,6 @@ def test_gains_are_differences_of_the_term_and_do_not_rise_from_the_least_count_
     np.testing.assert_allclose(marginal_gains / marginal_gains[0], exact / exact[0], rtol=3e-7)
     many = np.asarray(marginal_gain(jnp.arange(least, 2_000_000)))
     assert (np.diff(many) <= 0).all() and many[-1] > 0
-    values = np.asarray(term.value(jnp.arange(least, 200).astype(jnp.float32)))
-    np.testing.assert_allclose(values, [float(phi(n)) for n in counts], rtol=1e-6)
 
 
 @every_term
@@ -148,7 +146,6 @@ def test_below_the_least_count_the_term_is_not_convex_and_its_gain_is_the_larges
     else:  # infinite
         with pytest.raises(ZeroDivisionError):
             phi(least - 1)
-        assert term.value(jnp.float32(least - 1)) > 1e37
 
 
 @settings(max_examples=150, deadline=None)
@@ -471,17 +468,6 @@ def test_variance_ratio_of_the_optimum_is_one_plus_the_squared_coefficient_of_va
     assert float(ideal_variance_ratio(a)) == pytest.approx(expected, rel=1e-5)
     assert float(variance_ratio(a, counts)) == pytest.approx(expected, rel=1e-5)
     assert float(variance_ratio(a, jnp.full(64, 7))) == pytest.approx(1, rel=1e-6)
-
-
-@every_term
-def test_variance_ratio_of_a_term_divides_its_exact_objectives(name):
-    term, phi, least = TERMS[name]
-    a, counts = [1.0, 4.0, 2.0], [least, least + 5, least + 1]
-    equal = sum(a) * phi(sum(counts) // 3)
-    chosen = sum(x * phi(n) for x, n in zip(a, counts, strict=True))
-    ratio = variance_ratio(jnp.asarray(a), jnp.asarray(counts), term)
-    assert float(ratio) == pytest.approx(float(equal / chosen), rel=1e-6)
-    assert float(variance_ratio(jnp.asarray(a), jnp.asarray([0, least, 9]), term)) < 1e-30
 
 
 def test_variance_ratio_compares_the_chosen_prompts_only_and_stays_finite():
