@@ -1,19 +1,23 @@
 """Packaging of gvm_jax: dependencies and extras."""
 
 import pathlib
+import re
 
 import setuptools
 
+FOLDER = pathlib.Path(__file__).parent
+
 setuptools.setup(
     name="gvm_jax",
-    version="0.1.0",
+    version=re.search(r'__version__ = "(.+)"', (FOLDER / "gvm_jax/__init__.py").read_text())[1],
     description="GVM in JAX: train chain-of-thought reasoners with variance-minimising rollout budgets.",
-    long_description=(pathlib.Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
+    long_description=(FOLDER / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["gvm_jax", "gvm_jax.*"]),
-    package_data={"gvm_jax.report": ["assets/*"]},
+    # gvm_jax/configs is a link to configs/, whose files a wheel has as gvm_jax.configs.
+    packages=setuptools.find_namespace_packages(include=["gvm_jax", "gvm_jax.*"]),
+    package_data={"": ["assets/*", "*.json", "*.jsonl", "*.safetensors"]},
     entry_points={"console_scripts": ["gvm-jax = gvm_jax.__main__:main"]},
     install_requires=[
         "absl-py",

@@ -60,7 +60,7 @@ def _exact(config) -> None:
 
 
 def _function(config) -> None:
-    config.rewards.function = "configs.domains_data.sentences:score"
+    config.rewards.function = "gvm_jax.configs.domains_data.sentences:score"
     config.data.system_prompt = ""
     config.data.user_template = "{problem}"
     config.rollout.max_new_tokens = 48

@@ -4,7 +4,7 @@ r"""Evaluation as in the paper (arXiv 2505.02391, section 4): 8 samples a questi
         --config.model.path=Qwen/Qwen2.5-Math-1.5B-Instruct
 
 The paper's 7B models were sampled with --config.evaluation.temperature=0.7. Sections that only training reads are those
-of gvm_jax/config/defaults.py.
+of gvm_jax/config/fields.py.
 """
 
 from gvm_jax.config import get_config as default_config

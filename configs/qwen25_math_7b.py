@@ -25,7 +25,7 @@ chips of one host. On v5p each chip is a replica with 128 of the step's samples,
 One H200 does not hold it: parameters, moments and gradients are 142 GiB in float32 (8 GPUs: micro_batch=16).
 """
 
-from configs import qwen25_math_1p5b
+from gvm_jax.configs import qwen25_math_1p5b
 
 
 def get_config(arg: str = "gvm_raft"):

@@ -6,6 +6,8 @@ The names below are imported when they are first used.
 import importlib
 from typing import Any
 
+__version__ = "0.1.0"
+
 _MODULES = {
     "get_config": "gvm_jax.config",
     "load_config": "gvm_jax.config",

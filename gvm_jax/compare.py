@@ -1,7 +1,7 @@
 """Compare strategies: `python -m gvm_jax.compare --config=configs/quickstart.py --strategies=uniform,gvm --seeds=5`.
 
-The first strategy is the baseline. All is equal but what an entry says: `gvm:allocation.alpha=1e-2` sets a field,
-`gvm+updates` switches a confound on (gvm_jax/lab/variants.py). `--sweep=allocation.alpha:1e-4,1e-3,1e-2` and
+The first strategy is the baseline. All is equal but what an entry says: `gvm:allocation.options.alpha=1e-2` sets one,
+`gvm+updates` switches a confound on (gvm_jax/lab/variants.py). `--sweep=allocation.options.alpha:1e-4,1e-3,1e-2` and
 `--confounds=updates,clip` add such entries; `--config.section.field=value` is for all. Each run is an ordinary run's
 folder, WORKDIR/VARIANT/seed-K. Seeds take turns over the variants, and the same command goes on where it was stopped.
 """

@@ -1,13 +1,15 @@
 """Train a reasoner: `python -m gvm_jax.train --config=configs/quickstart.py --workdir=runs/quickstart`.
 
-The same command resumes an interrupted run. Fields are overridden as `--config.section.field=value`. With
-`--profile=3-5` these steps are traced into WORKDIR/profile, with `--profile=3` as many after the first.
+Without --config it trains the quickstart. The same command resumes an interrupted run. Fields are overridden as
+`--config.section.field=value`. With `--profile=3-5` these steps are traced into WORKDIR/profile, with `--profile=3` as
+many after the first.
 """
 
 import contextlib
 import dataclasses
 import functools
 import os
+import pathlib
 import re
 import shlex
 import sys
@@ -29,6 +31,7 @@ from gvm_jax.runtime.profile import StepTrace, parse_steps
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config
 from gvm_jax.training import fingerprints
+from gvm_jax.training.inputs import every_input_error
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.trainer import Trainer, describe_resume, describe_run
@@ -147,7 +150,9 @@ def next_command(config_path: str, given_workdir: str | None) -> str:
             overrides += [flag] if "=" in flag or following.startswith("-") else [flag, following]
     if given_workdir:
         overrides.append(f"--workdir={workdir}")
-    return shlex.join(["tpu_scripts/train.sh", f"--config={path}:{other}", *overrides])
+    script = pathlib.Path("tpu_scripts/train.sh")
+    start = [str(script)] if script.exists() else [sys.executable, "-m", "gvm_jax.train"]
+    return shlex.join([*start, f"--config={path}:{other}", *overrides])
 
 
 def main() -> None:
@@ -164,7 +169,8 @@ def run_and_report(config, workdir: os.PathLike[str], profile: str) -> None:
     try:
         with command.one_line(VerifierFailure, FloatingPointError):
             keep_programs()
-            train(config, workdir, profile)
+            with every_input_error(config):
+                train(config, workdir, profile)
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
@@ -176,4 +182,4 @@ def run_and_report(config, workdir: os.PathLike[str], profile: str) -> None:
 if __name__ == "__main__":
     # Here, since `compare` trains too, and has no such flag.
     flags.DEFINE_string("profile", "", "Steps to trace into WORKDIR/profile, such as 3-5, or how many, such as 3.")
-    command.run(main)
+    command.run(main, required=[], default_config=command.QUICKSTART)

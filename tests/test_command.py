@@ -1,46 +1,27 @@
-"""The commands from the shell: their names, their help, and one line with exit code 2 for a mistake."""
+"""The commands: their names, their help, and one line with exit code 2 for a mistake."""
 
+import importlib.util
 import json
 import shlex
+import shutil
 import subprocess
 import sys
 
 import pytest
+from absl.testing import flagsaver
 
+import gvm_jax
 from gvm_jax import command
 from gvm_jax.__main__ import COMMANDS
-from gvm_jax.config import RULES, ConfigError, nearest_field
+from gvm_jax.config import ConfigError
 from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
 from gvm_jax.report import read_runs, side_by_side
 from gvm_jax.rewards.verdicts import VerifierFailure, VerifierRefused
 from gvm_jax.runtime.checkpoint import NoCheckpoint
 from gvm_jax.train import next_command
-from tests.test_train import ROOT, environment
-
-# Parses the flags of each line of its input as a command does, each in a process of its own.
-PARSE = """
-import contextlib, io, json, os, sys
-from gvm_jax import command
-
-def main():
-    print(f"ran with {command.config().steps} steps")
-
-for line in sys.stdin:
-    read, write = os.pipe()
-    if os.fork() == 0:
-        sys.argv, errors, code = ["command", *json.loads(line)], io.StringIO(), 0
-        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(errors):
-            try:
-                command.run(main)
-            except SystemExit as end:
-                code = end.code or 0
-        os.write(write, json.dumps([code, errors.getvalue()]).encode())
-        os._exit(0)
-    os.close(write)
-    print(open(read).read(), flush=True)
-    os.wait()
-"""
+from gvm_jax.training.inputs import every_input_error
+from tests.test_train import ROOT, environment, small_config
 
 FILES = {
     "syntax.py": "def get_config():\n    config = (3\n",
@@ -50,29 +31,31 @@ FILES = {
     "value.py": "def get_config():\n    return int('x')\n",
     "none.py": "x = 3\n",
     "argument.py": "def get_config():\n    return None\n",
+    "own.py": "from gvm_jax.config import get_config as d\ndef get_config():\n    c = d()\n    c.allocation.options."
+    "power = 0.5\n    return c\n",
 }
 OWN = "--config={folder}/"
 QUICKSTART = "--config=configs/quickstart.py"
 
 MISTAKES = {
     "": "--config is missing: give --config=configs/quickstart.py; --help lists the flags",
+    "--config.steps=3": "--config is missing: give --config=configs/quickstart.py; --help lists the flags",
     "--config=nope.py": "--config=nope.py: no such file; name one of configs/",
-    "--config=configs/quikstart.py": "no such file; did you mean configs/quickstart.py?",
     "--config=configs/quikstart.py --config.steps=3": "no such file; did you mean configs/quickstart.py?",
-    "--config.steps=3": "--config is missing, whose field is to be set: give --config=configs/quickstart.py",
     "--confi=3": "Unknown command line flag 'confi'. Did you mean: config ?",
-    f"{QUICKSTART}:rafft": "argument 'rafft' of the config file: must be one of raft, gvm_raft, grpo, gvm_grpo; "
-    "did you mean raft?",
-    "--config configs/quickstart.py:rafft": "--config=configs/quickstart.py:rafft: argument 'rafft' of the config file",
+    f"{QUICKSTART}:rafft": f"{QUICKSTART}:rafft: argument 'rafft' of the config file: must be one of raft, gvm_raft, "
+    "grpo, gvm_grpo; did you mean raft?",
     f"{QUICKSTART} --config.stepz=3": "--config.stepz: no such field; did you mean --config.steps?",
-    f"{QUICKSTART} --config.optimzer.learning_rate=1": "did you mean --config.optimizer.learning_rate?",
     f"{QUICKSTART} --config.optimizer.lr 1": "--config.optimizer.lr: no such field; did you mean "
     "--config.optimizer.learning_rate?",
     f"{QUICKSTART} --noconfig.objective.mask_truncatd": "did you mean --config.objective.mask_truncated?",
-    f"{QUICKSTART} --config.xyzzy=1": "no such field; gvm_jax/config/defaults.py lists the known ones",
+    f"{QUICKSTART} --config.xyzzy=1": "no such field; `gvm-jax config` lists the fields",
     f"{QUICKSTART} --config.steps=x": "--config.steps=x: must be an integer >= 1",
+    f"{QUICKSTART} --config.steps": "--config.steps=: must be an integer >= 1",
     f"{QUICKSTART} --config.objective.mask_truncated=maybe": "=maybe: must be True or False",
     f"{QUICKSTART} --config.data=gsm8k": "a section; set a field of it, such as --config.data.path=gsm8k",
+    f"{QUICKSTART} --config.allocation.options=1": "a section; set a field of it, such as "
+    "--config.allocation.options.NAME=1",
     f"{QUICKSTART} --workdir=": "--workdir= is empty; name a folder",
     f"{QUICKSTART} x": "unexpected argument 'x'; options are written --name=value",
     OWN + "syntax.py": "/syntax.py, line 2: '(' was never closed",
@@ -81,38 +64,78 @@ MISTAKES = {
     OWN + "import.py": "/import.py, line 1: ModuleNotFoundError: No module named 'nonsense'",
     OWN + "value.py": "/value.py, line 2: ValueError: invalid literal for int() with base 10: 'x'",
     OWN + "none.py": "the file defines no get_config()",
+    OWN + "argument.py": "get_config() returns None; it must return the config",
     OWN + "argument.py:raft": "its get_config() does not fit the argument 'raft'",
+    OWN + "own.py --config.allocation.options.power=x": "--config.allocation.options.power='x': ",
 }
-GOOD = [f"{QUICKSTART} --config.steps=7 --noconfig.objective.mask_truncated", f"{QUICKSTART}:grpo --config.steps 7"]
 
 
-def call(*arguments, **options):
-    return subprocess.run(arguments, cwd=ROOT, env=environment(), capture_output=True, text=True, **options)
-
-
-@pytest.fixture(scope="module")
-def parsed(tmp_path_factory):
-    """Exit code and output of every line of flags above."""
-    folder = tmp_path_factory.mktemp("configs")
+@pytest.fixture
+def parse(tmp_path):
+    """A function that parses flags as a command does and returns the config."""
     for name, text in FILES.items():
-        (folder / name).write_text(text)
-    lines = [*MISTAKES, *GOOD]
-    flags = "\n".join(json.dumps(line.format(folder=folder).split()) for line in lines)
-    done = call(sys.executable, "-c", PARSE, input=flags)
-    assert done.returncode == 0, done.stderr
-    return dict(zip(lines, map(json.loads, done.stdout.splitlines()), strict=True))
+        (tmp_path / name).write_text(text)
+
+    def parse(flags: str, required=("config",)):
+        command.parse(parse, required, ["command", *flags.format(folder=tmp_path).split()])
+        return command.config()
+
+    with flagsaver.flagsaver(config=None, workdir=None):
+        yield parse
+
+
+@pytest.fixture(autouse=True)
+def in_the_checkout(monkeypatch):
+    monkeypatch.chdir(ROOT)
 
 
 @pytest.mark.parametrize("flags", MISTAKES)
-def test_a_mistake_is_one_line_and_exit_code_2(flags, parsed):
-    code, output = parsed[flags]
-    (line,) = output.splitlines()
-    assert code == 2 and line.startswith("error: ") and MISTAKES[flags] in line
+def test_a_mistake_is_one_line_and_exit_code_2(flags, parse, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(flags)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert end.value.code == 2 and line.startswith("error: ") and MISTAKES[flags] in line
 
 
-@pytest.mark.parametrize("flags", GOOD)
-def test_right_flags_run(flags, parsed):
-    assert parsed[flags] == [0, "ran with 7 steps\n"]
+def test_all_mistyped_fields_are_told_at_once(parse, capsys):
+    with pytest.raises(SystemExit):
+        parse(f"{QUICKSTART} --config.stepz=3 --config.steps=x --config.data=gsm8k")
+    assert [line.split()[-1] for line in capsys.readouterr().err.splitlines()] == [
+        "--config.steps?", "1", "--config.data.path=gsm8k"
+    ]  # fmt: skip
+
+
+def test_fields_are_set_as_written(parse):
+    config = parse(f"{QUICKSTART}:grpo --config.steps 7 --config.objective.mask_truncated --config.rollout.top_p=1")
+    assert (config.steps, config.objective.mask_truncated, config.objective.algorithm) == (7, True, "grpo")
+    assert type(config.rollout.top_p) is float
+    config = parse(f"{QUICKSTART} --noconfig.objective.mask_truncated --config.data.exclude=('math500','aime24')")
+    assert config.data.exclude == ("math500", "aime24") and config.objective.mask_truncated is False
+
+
+@pytest.mark.parametrize(("text", "value"), [("0.5", 0.5), ("1e-3", 1e-3), ("4", 4), ("true", True), ("mean", "mean")])
+def test_an_option_of_a_strategy_keeps_its_type(text, value, parse):
+    options = parse(f"{QUICKSTART} --config.allocation.options.power={text}").allocation.options
+    assert options.to_dict() == {"power": value} and type(options.power) is type(value)
+
+
+def test_an_option_of_the_config_file_gives_the_type(parse):
+    assert type(parse(OWN + "own.py --config.allocation.options.power=2").allocation.options.power) is float
+
+
+def test_a_config_that_is_shipped_is_found_from_every_folder(parse, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert parse(QUICKSTART).steps == 30 and parse("--config=configs/qwen25_math_7b.py:raft").steps == 100
+
+
+def test_help_and_version_end_well(parse, capsys):
+    for flag in ("--help", "--version"):
+        with pytest.raises(SystemExit) as end:
+            parse(f"{QUICKSTART} {flag}")
+        assert not end.value.code
+    shown = capsys.readouterr().out
+    assert shown.startswith("The commands: their names, their help") and "--config.FIELD=VALUE" in shown
+    assert shown.endswith(f"\ngvm_jax {gvm_jax.__version__}\n")
 
 
 @pytest.mark.parametrize(
@@ -129,104 +152,150 @@ def test_right_flags_run(flags, parsed):
     ],
     ids=lambda x: type(x).__name__ if isinstance(x, Exception) else "",
 )
-def test_what_is_refused_ends_with_2_and_what_failed_with_1(error, code, capsys):
+def test_refused_input_ends_with_2_and_a_failure_with_1(error, code, capsys):
     with pytest.raises(SystemExit) as end, command.one_line(VerifierFailure, FloatingPointError):
         raise error
-    assert str(end.value) == f"error: {error}", "what other processes are told"
+    assert str(end.value) == f"error: {error}", "other processes of the run are told the text"
     said = capsys.readouterr().err
     # Python itself prints a text, and ends with 1.
     assert (end.value.code, said) == ((2, f"error: {error}\n") if code == 2 else (f"error: {error}", ""))
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("evaluate {quickstart} --config.evaluation.path=", "error: no benchmark is named"),
-        ("evaluate {quickstart} --data=math500 --step=last", "error: --step=last: must be a number, newest or best"),
-        ("variance {quickstart} --samples=0", "error: --samples=0: "),
-        ("train {quickstart} --config.model.path=no/such/folder", "error: "),
-        ("train {quickstart} --config.data.path=no_such.jsonl", "error: "),
-        ("inspect {quickstart} --row=10000000", "error: --row=10000000: "),
-        ("plan {quickstart} --topology=h100:1 --prompt_tokens=0", "error: --prompt_tokens=0: "),
-        ("benchmark --model=x --rollout=page", "error: "),
-    ],
-)
-def test_a_wrong_flag_or_value_ends_every_command_with_2(arguments, message, tmp_path):
-    name, *flags = arguments.format(quickstart=QUICKSTART).split()
-    if name in ("train", "evaluate", "variance"):
-        flags.append(f"--workdir={tmp_path / 'run'}")
-    done = call(sys.executable, "-m", f"gvm_jax.{name}", *flags)
-    assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith(message) and done.stderr.count("\n") == 1
-    assert not (tmp_path / "run").exists()
+# Runs `gvm-jax` with each line of its input, each in a process of its own that need not import JAX again.
+CONSOLE = """
+import contextlib, importlib, io, json, os, sys
+for name in ("flax.nnx", "orbax.checkpoint", "transformers", "optax", "gvm_jax.rewards"):
+    importlib.import_module(name)
+from gvm_jax import __main__ as console
+
+for line in sys.stdin:
+    read, write = os.pipe()
+    if os.fork() == 0:
+        sys.argv, out, errors, code = ["gvm-jax", *json.loads(line)], io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(out):
+            try:
+                console.main()
+            except SystemExit as end:
+                code = end.code or 0
+        os.write(write, json.dumps([code, out.getvalue(), errors.getvalue()]).encode())
+        os._exit(0)
+    os.close(write)
+    print(open(read).read(), flush=True)
+    os.wait()
+"""
+REFUSED = {
+    "evaluate {quickstart} {workdir} --config.evaluation.path=": "no benchmark is named",
+    "evaluate {quickstart} {workdir} --data=math500 --step=last": "--step=last: must be a number, newest or best",
+    "variance {quickstart} {workdir} --samples=0": "--samples=0: ",
+    "train {quickstart} {workdir} --config.model.path=no/such/folder": "model.path='no/such/folder' is not a folder",
+    "train {workdir} --config.data.path=no_such.jsonl": "data.path = 'no_such.jsonl': there is no such file",
+    "inspect {quickstart} --row=10000000": "--row=10000000: ",
+    "plan {quickstart} --topology=h100:1 --prompt_tokens=0": "--prompt_tokens=0: ",
+    "plan {quickstart}": "--topology is missing: give --topology=VALUE",
+    "benchmark --model=x --rollout=page": "",
+    "benchmark": "--model is missing",
+    "benchmark --workdir=x": "Unknown command line flag 'workdir'",
+    "convert {workdir} --out=x": "must name the folder of a run",
+    "report {folder}/run": "/run: is not the folder of a run",
+    "config optimzer": "'optimzer' is no section of the config; did you mean optimizer?",
+    "trian": "'trian' is no command; did you mean train? (gvm-jax --help)",
+    "": "a command is missing; must be one of train, ",
+}
+SHOWN = ["--help", "--version", "config mesh", "plan --help", "benchmark --help"]
 
 
-def test_every_field_is_the_nearest_to_its_own_name():
-    assert all(nearest_field(name) == name for name in RULES)
+@pytest.fixture(scope="module")
+def console(tmp_path_factory):
+    """Exit code, output and errors of each command line above, and the folder of their workdir."""
+    folder = tmp_path_factory.mktemp("console")
+    fields = {"quickstart": QUICKSTART, "workdir": f"--workdir={folder}/run", "folder": folder}
+    lines = [*REFUSED, *SHOWN]
+    done = subprocess.run(
+        [sys.executable, "-c", CONSOLE], cwd=ROOT, env=environment(), capture_output=True, text=True,
+        input="\n".join(json.dumps(line.format(**fields).split()) for line in lines),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return dict(zip(lines, map(json.loads, done.stdout.splitlines()), strict=True)), folder
 
 
-@pytest.mark.parametrize(
-    ("mistyped", "field"),
-    [
-        ("lr", "optimizer.learning_rate"),
-        ("learning_rate", "optimizer.learning_rate"),
-        ("Optimizer.LR", "optimizer.learning_rate"),
-        ("rollout.max_tokens", "rollout.max_new_tokens"),
-        ("max_new_tokens", "rollout.max_new_tokens"),
-        ("data.pth", "data.path"),
-        ("evaluation.pth", "evaluation.path"),
-        ("qwertyuiop", None),
-    ],
-)
-def test_a_mistyped_field_is_told_the_nearest(mistyped, field):
-    assert nearest_field(mistyped) == field
+@pytest.mark.parametrize("line", REFUSED)
+def test_a_wrong_flag_or_value_ends_every_command_with_2_and_writes_nothing(line, console):
+    (code, _, errors), folder = console[0][line], console[1]
+    assert code == 2 and errors.count("\n") == 1, errors
+    assert errors.startswith("error: ") and REFUSED[line] in errors and not (folder / "run").exists()
 
 
-def test_the_console_command_is_the_module_with_its_own_arguments(tmp_path):
-    done = call(sys.executable, "-m", "gvm_jax", "convert", f"--workdir={tmp_path}", "--out=x")
-    again = call(sys.executable, "-m", "gvm_jax.convert", f"--workdir={tmp_path}", "--out=x")
-    assert done.returncode == again.returncode == 2
-    assert done.stderr == again.stderr != "" and "must name the folder of a run" in done.stderr
+def test_help_lists_the_commands_and_the_flags_of_one(console):
+    shown = {line: console[0][line][1] for line in SHOWN}
+    for name in COMMANDS:
+        assert importlib.util.find_spec(f"gvm_jax.{name}") and f"\n  {name} " in shown["--help"]
+    assert shown["--version"] == f"gvm_jax {gvm_jax.__version__}\n" and shown["config mesh"].startswith("mesh.data = ")
+    flags = {
+        name: [line.split()[0].partition("=")[0] for line in shown[name].splitlines() if line.startswith("  --")]
+        for name in ("plan --help", "benchmark --help")
+    }
+    assert flags["plan --help"][:3] == ["--config", "--config.FIELD", "--topology"]
+    assert "--[no]search" in flags["plan --help"] and "--workdir" not in flags["plan --help"]
+    assert flags["benchmark --help"][0] == "--model" and "--config" not in flags["benchmark --help"]
 
 
-def test_the_console_command_lists_the_others_and_imports_none():
-    listed = call(sys.executable, "-X", "importtime", "-m", "gvm_jax", "--help")
-    assert listed.returncode == 0 and all(f"\n  {name} " in listed.stdout for name in COMMANDS)
-    assert "| jax\n" not in listed.stderr and "absl" not in listed.stderr
-    wrong = call(sys.executable, "-m", "gvm_jax", "trian")
-    assert wrong.returncode == 2 and wrong.stderr == (
-        "error: 'trian' is no command; did you mean train? (gvm-jax --help)\n"
+def test_the_list_of_commands_imports_none_of_them():
+    command_line = [sys.executable, "-X", "importtime", "-m", "gvm_jax", "--help"]
+    listed = subprocess.run(command_line, cwd=ROOT, env=environment(), capture_output=True, text=True)
+    assert listed.returncode == 0 and "| jax\n" not in listed.stderr and "absl" not in listed.stderr
+
+
+def test_errors_in_fields_strategy_model_and_data_are_told_at_once(tmp_path):
+    (tmp_path / "own.jsonl").write_text('{"question": "2+2?", "answer": "\\\\"}\n' * 2)
+    wrong = {"allocation.strategy": "gmv", "model.path": str(tmp_path), "data.path": str(tmp_path / "own.jsonl")}
+    wrong |= {"evaluation.path": "no.jsonl", "mesh.data": 3, "data.problem_column": "question"}
+    config = small_config(**wrong)
+    with pytest.raises(ConfigError) as raised, every_input_error(config):
+        raise DataError("no test is to read this")
+    header, *problems = [line.strip() for line in str(raised.value).splitlines()]
+    assert header == "the run cannot start:"
+    for problem, start in zip(
+        problems,
+        [
+            "no test",
+            "allocation.strategy = 'gmv'",
+            "model.path=",
+            "data.path = ",
+            "evaluation.path = ",
+            "optimizer.micro",
+        ],
+        strict=True,
+    ):
+        assert problem.startswith(start)
+    config.steps = 0
+    with pytest.raises(ConfigError, match=r"^the run cannot start:\n  steps = 0: must be an integer >= 1\n  alloc"):
+        with every_input_error(config):
+            raise ConfigError("steps = 0")
+    with pytest.raises(DataError, match="alone"), every_input_error(small_config()):
+        raise DataError("alone")
+
+
+@pytest.mark.slow
+def test_an_installed_package_trains_the_quickstart_in_an_empty_folder(tmp_path):
+    source, site, empty = tmp_path / "source", tmp_path / "site", tmp_path / "empty"
+    empty.mkdir()
+    for name in ("gvm_jax", "configs"):
+        shutil.copytree(ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
+    # The files of a wheel, by the same command of setuptools that fills one; it needs no other package.
+    build = [sys.executable, "setup.py", "-q", "build", f"--build-lib={site}"]
+    subprocess.run(build, cwd=source, check=True, capture_output=True)
+    flags = ["--config.steps=2", "--config.evaluation.prompts=16", "--config.rollouts_per_step=128"]
+    environ = environment() | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "gvm_jax", "train", *flags], cwd=empty, env=environ, capture_output=True, text=True
     )
-
-
-def test_the_help_of_a_command_has_its_flags_and_no_others():
-    done = call(sys.executable, "-m", "gvm_jax.plan", "--help")
-    assert done.returncode == 0 and done.stdout.startswith("Does it fit? `python -m gvm_jax.plan --config=")
-    shown = [line.split()[0].partition("=")[0] for line in done.stdout.splitlines() if line.startswith("  --")]
-    assert shown == [
-        *("--config", "--config.FIELD", "--topology"),
-        *("--[no]search", "--data_rows", "--prompt_tokens", "--response_tokens"),
-    ]
-
-
-def test_a_command_without_a_config_has_its_flags_and_no_others():
-    done = call(sys.executable, "-m", "gvm_jax.benchmark", "--help")
-    assert done.returncode == 0 and done.stdout.startswith("This project beside its peers: `python -m gvm_jax.bench")
-    assert "--model=VALUE" in done.stdout and "--config" not in done.stdout and "--workdir" not in done.stdout
-    missing, other = (call(sys.executable, "-m", "gvm_jax.benchmark", *flags) for flags in ([], ["--workdir=x"]))
-    assert missing.returncode == other.returncode == 2
-    assert "error: --model is missing" in missing.stderr
-    assert "error: Unknown command line flag 'workdir'" in other.stderr
-
-
-def test_a_flag_of_its_own_that_is_missing_is_named():
-    done = call(sys.executable, "-m", "gvm_jax.plan", QUICKSTART)
-    assert done.returncode == 2 and "error: --topology is missing: give --topology=VALUE" in done.stderr
-
-
-def test_the_report_of_no_run_says_so(tmp_path):
-    done = call(sys.executable, "-m", "gvm_jax.report", str(tmp_path))
-    assert done.returncode == 2 and f"error: {tmp_path}: is not the folder of a run" in done.stderr
+    assert done.returncode == 0, done.stderr
+    recorded = json.loads((empty / "runs/quickstart/config.json").read_text())
+    assert recorded["model"]["path"] == str(site / "gvm_jax/configs/quickstart_model")
+    assert len((empty / "runs/quickstart/metrics.jsonl").read_text().splitlines()) == 2
+    assert "gvm_jax.train --config=configs/quickstart.py:raft" in done.stdout
 
 
 def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
@@ -238,6 +307,10 @@ def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
         (tmp_path / folder / "config.json").write_text("{}")
 
     run("runs/q")
+    assert next_command("configs/q.py", None).startswith(
+        f"{sys.executable} -m gvm_jax.train --config=configs/q.py:raft"
+    )
+    run("tpu_scripts/train.sh")
     start = "tpu_scripts/train.sh --config=configs/q.py:"
     assert next_command("configs/q.py", None) == start + "raft --config.steps=3"
     assert next_command("configs/q.py", "runs/x/") == start + "raft --config.steps=3 --workdir=runs/x-raft"
@@ -253,15 +326,11 @@ def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
     assert next_command("configs/q.py:raft", "y") == start + "gvm_raft --config.steps=3 --workdir=y-gvm_raft"
 
 
-def test_next_can_be_pasted_into_a_shell(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_next_can_be_pasted_into_a_shell(monkeypatch):
     given = ["--config.steps", "3", "--noconfig.objective.mask_truncated", "--config.data.exclude=('a b',)"]
     monkeypatch.setattr(sys, "argv", ["train", "--config", "configs/q.py", *given, "--workdir=x y"])
-    assert shlex.split(next_command("configs/q.py", "x y"))[1:] == [
-        "--config=configs/q.py:raft",
-        *given,
-        "--workdir=x y-raft",
-    ]
+    words = shlex.split(next_command("configs/q.py", "x y"))
+    assert words[1:] == ["--config=configs/q.py:raft", *given, "--workdir=x y-raft"]
 
 
 def test_several_runs_are_reported_in_one_table(tmp_path):

@@ -1,25 +1,31 @@
-"""Each rule refuses what breaks it and names the field; JSON gives the same config back."""
+"""Each rule refuses the values that break it and names the field; JSON gives the same config back."""
 
 import json
+import re
 import subprocess
 import sys
 
 import pytest
 
-from gvm_jax import command
-from gvm_jax.config import RULES, ConfigError, diff, from_json, get_config, nearest_field, to_json, validate
-
-
-def runnable():
-    config = get_config()
-    config.model.path = "Qwen/Qwen2.5-0.5B"
-    config.data.path = "openai/gsm8k"
-    return config
+from gvm_jax.config import (
+    FIELDS,
+    ConfigError,
+    diff,
+    flat,
+    from_json,
+    from_text,
+    get_config,
+    nearest_field,
+    to_json,
+    validate,
+)
+from gvm_jax.config import __main__ as listing
 
 
 def changed(**fields):
-    """A runnable config with fields set by name, `__` for the dot; ConfigDict checks no type here."""
-    config = runnable()
+    """A config that can be run, with fields set by name, `__` for the dot; no type is checked here."""
+    config = get_config()
+    config.model.path, config.data.path = "Qwen/Qwen2.5-0.5B", "openai/gsm8k"
     with config.ignore_type():
         for name, value in fields.items():
             section, _, field = name.rpartition("__")
@@ -36,147 +42,70 @@ def problems(config) -> list[str]:
 
 
 def test_defaults_need_only_a_model_and_data():
-    validate(runnable())
+    validate(changed())
     assert [line.split(" = ")[0] for line in problems(get_config())] == ["data.path", "model.path"]
 
 
-def test_every_default_field_has_a_rule_and_no_rule_is_left_over():
-    fields = {line.split(":")[0] for line in diff(runnable(), {})}
-    assert fields == RULES.keys()
+def test_every_default_keeps_its_rule_and_every_field_says_what_it_is_for():
+    without = {name for name, field in FIELDS.items() if not field.holds(field.default)}
+    assert without == {"model.path", "data.path"}
+    assert all(field.help and field.allowed for field in FIELDS.values())
 
 
-BROKEN = [
-    ("seed", -1),
-    ("seed", 2**32),
-    ("steps", 0),
-    ("steps", 1.0),
-    ("steps", True),
-    ("prompts_per_step", 0),
-    ("rollouts_per_step", "8192"),
-    ("model__path", ""),
-    ("model__path", None),
-    ("model__compute_dtype", "float16"),
-    ("model__remat", 1),
-    ("model__attention", "flash"),
-    ("data__path", ""),
-    ("data__subset", None),
-    ("data__split", None),
-    ("data__problem_column", None),
-    ("data__answer_column", 0),
-    ("data__answer_from", "text"),
-    ("data__answer_after", 4),
-    ("data__bad_rows", "keep"),
-    ("data__exclude", "math500"),
-    ("data__exclude", ("math500,gsm8k",)),
-    ("data__system_prompt", None),
-    ("data__user_template", "{question}"),
-    ("data__max_prompt_tokens", 0),
-    ("evaluation__path", None),
-    ("evaluation__subset", None),
-    ("evaluation__split", None),
-    ("evaluation__prompts", 0),
-    ("evaluation__samples", 0),
-    ("evaluation__every", 0),
-    ("evaluation__temperature", -0.1),
-    ("rollout__max_new_tokens", 0),
-    ("rollout__temperature", 0.0),
-    ("rollout__temperature", float("nan")),
-    ("rollout__temperature", float("inf")),
-    ("rollout__top_p", 0.0),
-    ("rollout__top_p", 1.1),
-    ("rollout__top_k", -1),
-    ("rollout__stop_tokens", "<|im_end|>"),
-    ("rollout__stop_tokens", ("",)),
-    ("rollout__stop_tokens", (151645,)),
-    ("rollout__slots", 0),
-    ("rollout__page_size", 0),
-    ("rollout__pages", -1),
-    ("rollout__block_steps", 0),
-    ("rollout__prefill_tokens", 0),
-    ("rollout__tensor", -1),
-    ("rollout__attention", "flash"),
-    ("rollout__weight_dtype", "int4"),
-    ("rewards__function", "maths"),
-    ("rewards__function", "my-rewards:score"),
-    ("rewards__function", ":score"),
-    ("rewards__function", None),
-    ("rewards__workers", -1),
-    ("rewards__deadline_seconds", 0.0),
-    ("rewards__memory_mib", 0),
-    ("rewards__max_failure_rate", 1.5),
-    ("allocation__strategy", ""),
-    ("allocation__mode", "offline"),
-    ("allocation__pilot_samples", 0),
-    ("allocation__pilot_weight", -0.1),
-    ("allocation__pilot_weight", 1.0),
-    ("allocation__min_samples", 0),
-    ("allocation__max_samples", -1),
-    ("allocation__cost", "seconds"),
-    ("allocation__prompt_pool", 0),
-    ("allocation__prompt_temperature", 0.0),
-    ("allocation__alpha", -1e-3),
-    ("allocation__filter_threshold", 1.1),
-    ("allocation__filter_insufficient", -1.0),
-    ("allocation__group_baseline", "none"),
-    ("allocation__group_size", 1),
-    ("allocation__groups", -1),
-    ("allocation__screen_samples", 1),
-    ("allocation__round_size", 0),
-    ("allocation__max_rounds", 0),
-    ("allocation__accepted_wanted", 0),
-    ("allocation__rejected_wanted", -1),
-    ("allocation__saturation", 0.0),
-    ("allocation__beta", 0.0),
-    ("allocation__accept_rate_prior", -1.0),
-    ("allocation__gradient_norm_prior", -1.0),
-    ("allocation__decay", 1.1),
-    ("gradient_norms__method", "autograd"),
-    ("gradient_norms__parameters", "("),
-    ("gradient_norms__parameters", ""),
-    ("gradient_norms__chunk", 0),
-    ("gradient_norms__max_samples", -1),
-    ("objective__algorithm", "ppo"),
-    ("objective__weighting", "mean"),
-    ("objective__clip_low", 1.1),
-    ("objective__clip_high", -0.1),
-    ("objective__dual_clip", 1.0),
-    ("objective__mask_truncated", 1),
-    ("objective__importance_cap", 0.0),
-    ("objective__kl_coefficient", -0.1),
-    ("objective__kl_estimator", "k4"),
-    ("optimizer__updates_per_step", 0),
-    ("optimizer__micro_batch", 0),
-    ("optimizer__samples_per_row", 0),
-    ("optimizer__learning_rate", 0.0),
-    ("optimizer__warmup_updates", -1),
-    ("optimizer__b1", 1.0),
-    ("optimizer__b2", 1.0),
-    ("optimizer__weight_decay", -0.1),
-    ("optimizer__max_gradient_norm", 0.0),
-    ("optimizer__max_skipped_updates", 0),
-    ("optimizer__logprob_chunk", 0),
-    ("mesh__data", 0),
-    ("mesh__fsdp", -2),
-    ("mesh__tensor", 1.0),
-    ("distributed__start_seconds", 0.0),
-    ("distributed__peer_seconds", float("inf")),
-    ("journal__samples", -1),
-    ("wandb__project", None),
-    ("checkpoint__every", 0),
-    ("checkpoint__keep", 0),
-    ("checkpoint__keep_best", -1),
-]
+BROKEN = {
+    "seed": [-1, 2**32],
+    "steps": [0, 1.0, True],
+    "prompts_per_step": [0],
+    "rollouts_per_step": ["8192"],
+    "model": {"path": ["", None], "compute_dtype": ["float16"], "remat": [1], "attention": ["flash"]},
+    "data": {
+        "path": [""], "subset": [None], "split": [None], "problem_column": [None], "answer_column": [0],
+        "answer_from": ["text"], "answer_after": [4], "bad_rows": ["keep"], "exclude": ["math500", ("math500,gsm8k",)],
+        "system_prompt": [None], "user_template": ["{question}"], "max_prompt_tokens": [0],
+    },
+    "evaluation": {
+        "path": [None], "subset": [None], "split": [None], "prompts": [0], "samples": [0], "every": [0],
+        "temperature": [-0.1],
+    },
+    "rollout": {
+        "max_new_tokens": [0], "temperature": [0.0, float("nan"), float("inf")], "top_p": [0.0, 1.1], "top_k": [-1],
+        "stop_tokens": ["<|im_end|>", ("",), (151645,)], "slots": [0], "page_size": [0, 96, 256], "pages": [-1],
+        "block_steps": [0], "prefill_tokens": [0], "tensor": [-1], "attention": ["flash"], "weight_dtype": ["int4"],
+    },
+    "rewards": {
+        "function": ["maths", "my-rewards:score", ":score", None], "workers": [-1], "deadline_seconds": [0.0],
+        "memory_mib": [0], "max_failure_rate": [1.5],
+    },
+    "allocation": {
+        "strategy": [""], "mode": ["offline"], "pilot_samples": [0], "pilot_weight": [-0.1, 1.0], "min_samples": [0],
+        "max_samples": [-1], "cost": ["seconds"], "prompt_pool": [0], "prompt_temperature": [0.0],
+        "accept_rate_prior": [-1.0], "gradient_norm_prior": [-1.0], "decay": [1.1],
+    },
+    "gradient_norms": {"method": ["autograd"], "parameters": ["(", ""], "chunk": [0], "max_samples": [-1]},
+    "objective": {
+        "algorithm": ["ppo"], "weighting": ["mean"], "clip_low": [1.1], "clip_high": [-0.1], "dual_clip": [1.0],
+        "mask_truncated": [1], "importance_cap": [0.0], "kl_coefficient": [-0.1], "kl_estimator": ["k4"],
+    },
+    "optimizer": {
+        "updates_per_step": [0], "micro_batch": [0], "samples_per_row": [0], "learning_rate": [0.0],
+        "warmup_updates": [-1], "b1": [1.0], "b2": [1.0], "weight_decay": [-0.1], "max_gradient_norm": [0.0],
+        "max_skipped_updates": [0], "logprob_chunk": [0],
+    },
+    "mesh": {"data": [0], "fsdp": [-2], "tensor": [1.0]},
+    "distributed": {"start_seconds": [0.0], "peer_seconds": [float("inf")]},
+    "journal": {"samples": [-1]},
+    "wandb": {"project": [None]},
+    "checkpoint": {"every": [0], "keep": [0], "keep_best": [-1]},
+}  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value"), BROKEN, ids=lambda item: str(item))
-def test_a_value_out_of_its_rule_is_refused_by_name(name, value):
-    field = name.replace("__", ".")
-    (problem,) = problems(changed(**{name: value}))
-    assert problem.partition("; did you mean ")[0] == f"{field} = {value!r}: must be {RULES[field].allowed}"
-
-
-def test_every_rule_has_a_value_that_breaks_it():
-    assert {name.replace("__", ".") for name, _ in BROKEN} == RULES.keys()
+def test_every_field_refuses_a_value_that_breaks_its_rule():
+    broken = flat(BROKEN)
+    assert broken.keys() == FIELDS.keys()
+    for name, values in broken.items():
+        for value in values:
+            (problem,) = problems(changed(**{name.replace(".", "__"): value}))
+            assert problem.partition("; did you mean ")[0] == f"{name} = {value!r}: must be {FIELDS[name].allowed}"
 
 
 @pytest.mark.parametrize(
@@ -190,6 +119,8 @@ def test_every_rule_has_a_value_that_breaks_it():
         ("allocation__decay", 0.0),
         ("allocation__max_samples", 8),
         ("mesh__data", 4),
+        ("rewards__function", "my_package.rewards:Scorer.score"),
+        ("gradient_norms__method", "update"),
     ],
 )
 def test_the_edge_of_a_rule_is_allowed(name, value):
@@ -197,137 +128,132 @@ def test_the_edge_of_a_rule_is_allowed(name, value):
 
 
 SMALL = {"prompts_per_step": 4, "optimizer__updates_per_step": 1, "optimizer__micro_batch": 1}
+PILOTS = SMALL | {"allocation__mode": "pilot"}
 
 
 @pytest.mark.parametrize(
-    ("field", "fewest", "fields"),
+    ("fields", "least", "most"),
     [
-        ("rollouts_per_step", 8, {"allocation__min_samples": 2}),
+        (SMALL | {"allocation__min_samples": 2}, 8, None),
+        (PILOTS | {"allocation__min_samples": 2, "allocation__pilot_samples": 3}, 20, None),
+        (SMALL | {"allocation__max_samples": 3}, None, 12),
+        (PILOTS | {"allocation__max_samples": 3, "allocation__pilot_samples": 2}, None, 20),
+    ],
+)
+def test_rollouts_reach_every_prompts_floor_and_fit_under_its_cap(fields, least, most):
+    edge, beyond, sign = (least, least - 1, ">=") if least else (most, most + 1, "<=")
+    validate(changed(**fields, rollouts_per_step=edge))
+    (problem,) = problems(changed(**fields, rollouts_per_step=beyond))
+    assert problem.startswith(f"rollouts_per_step = {beyond}: must be {sign} ") and f"= {edge};" in problem
+
+
+SHARES = {"prompts_per_step": 4, "optimizer__updates_per_step": 4, "optimizer__micro_batch": 3}
+
+
+@pytest.mark.parametrize(
+    ("fields", "parts"),
+    [
+        (SHARES | {"rollouts_per_step": 26}, ["rollouts_per_step = 26: ", "optimizer.updates_per_step = 4"]),
+        (SHARES | {"rollouts_per_step": 20}, ["optimizer.micro_batch = 3: ", "= 5;"]),
+        ({"mesh__fsdp": -1}, ["mesh.data = -1, mesh.fsdp = -1, mesh.tensor = 1: "]),
         (
-            "rollouts_per_step",
-            20,
-            {"allocation__min_samples": 2, "allocation__mode": "pilot", "allocation__pilot_samples": 3},
+            {"objective__algorithm": "grpo", "objective__weighting": "log_likelihood"},
+            ["objective.weighting = 'log_likelihood': ", "'grpo'"],
+        ),
+        *(
+            ({"gradient_norms__method": "update", name: value}, ["gradient_norms.method = 'update'", part])
+            for name, value, part in [
+                ("allocation__mode", "pilot", "allocation.mode"),
+                ("objective__kl_coefficient", 0.1, "objective.kl_coefficient"),
+                ("rollout__weight_dtype", "int8", "rollout.weight_dtype"),
+            ]
         ),
     ],
-    ids=["online", "pilot"],
 )
-def test_rollouts_reach_every_prompts_floor(field, fewest, fields):
-    validate(changed(**SMALL, **fields, rollouts_per_step=fewest))
-    (problem,) = problems(changed(**SMALL, **fields, rollouts_per_step=fewest - 1))
-    assert problem.startswith(f"{field} = {fewest - 1}: must be >= ")
-    assert f"= {fewest};" in problem
-
-
-def test_rollouts_fit_under_every_prompts_cap():
-    validate(changed(**SMALL, allocation__max_samples=3, rollouts_per_step=12))
-    (problem,) = problems(changed(**SMALL, allocation__max_samples=3, rollouts_per_step=13))
-    assert problem.startswith("rollouts_per_step = 13: must be <= ") and "allocation.max_samples" in problem
-    pilots = {"allocation__mode": "pilot", "allocation__pilot_samples": 2}
-    validate(changed(**SMALL, **pilots, allocation__max_samples=3, rollouts_per_step=20))
-    (problem,) = problems(changed(**SMALL, **pilots, allocation__max_samples=3, rollouts_per_step=21))
-    assert problem.startswith("rollouts_per_step = 21: must be <= ")
-
-
-def test_updates_get_equal_shares_of_whole_micro_batches():
-    shares = {"prompts_per_step": 4, "optimizer__updates_per_step": 4, "optimizer__micro_batch": 3}
-    validate(changed(**shares, rollouts_per_step=24))
-    (problem,) = problems(changed(**shares, rollouts_per_step=26))
-    assert problem.startswith("rollouts_per_step = 26: ") and "optimizer.updates_per_step = 4" in problem
-    (problem,) = problems(changed(**shares, rollouts_per_step=20))
-    assert problem.startswith("optimizer.micro_batch = 3: ") and "= 5;" in problem
-
-
-def test_at_most_one_mesh_axis_takes_the_rest():
-    (problem,) = problems(changed(mesh__fsdp=-1))
-    assert problem.startswith("mesh.data = -1, mesh.fsdp = -1, mesh.tensor = 1: ")
-
-
-def test_grpo_does_not_weigh_accepted_samples_only():
-    (problem,) = problems(changed(objective__algorithm="grpo", objective__weighting="log_likelihood"))
-    assert problem.startswith("objective.weighting = 'log_likelihood': ")
+def test_fields_that_do_not_suit_each_other_are_refused(fields, parts):
+    (problem,) = problems(changed(**fields))
+    assert problem.startswith(parts[0]) and all(part in problem for part in parts)
 
 
 def test_all_problems_are_reported_at_once():
-    lines = problems(changed(steps=0, rollout__top_p=2.0, mesh__fsdp=-1))
-    assert [line.split(" = ")[0] for line in lines] == ["rollout.top_p", "steps", "mesh.data"]
-
-
-def test_a_reward_may_be_a_function_of_the_users_own():
-    validate(changed(rewards__function="my_package.rewards:Scorer.score"))
-
-
-def test_the_nearest_choice_is_named():
-    (problem,) = problems(changed(rewards__function="maths"))
-    assert problem.startswith(
-        "rewards.function = 'maths': must be 'exact' or 'math' or 'math_verify' or 'python_tests', or module:function"
-    )
-    assert problem.endswith("; did you mean 'math'?")
-
-
-def test_unknown_and_missing_fields_are_reported():
-    config = runnable().unlock()
+    config = changed(steps=0, rollout__top_p=2.0, mesh__fsdp=-1, rewards__function="maths").unlock()
     config.rollout.page_sise = 64
     del config.rollout.page_size
-    lines = problems(config)
-    assert any(line.startswith("rollout.page_sise = 64: unknown field") for line in lines)
-    assert any(line.startswith("rollout.page_size: missing; must be a power of two") for line in lines)
+    lines = {re.match(r"[\w.]+", line)[0]: line for line in problems(config)}
+    rollout = {"rollout.top_p", "rollout.page_sise", "rollout.page_size"}
+    assert lines.keys() == {"steps", "mesh.data", "rewards.function", *rollout}
+    assert lines["rewards.function"].endswith("or 'python_tests', or module:function; did you mean 'math'?")
+    assert lines["rollout.page_sise"].endswith("= 64: unknown field; did you mean rollout.page_size?")
+    assert "missing; must be a power of two" in lines["rollout.page_size"]
 
 
 def test_json_gives_the_same_config_back():
     config = changed(rollout__stop_tokens=("<|im_end|>", "é"), data__answer_after="####")
+    config.allocation.options.power = 2.0  # a strategy of one's own
     text = to_json(config)
     again = from_json(text)
-    assert again == config and type(again.rollout.stop_tokens) is tuple
-    assert to_json(again) == text
+    assert again == config and to_json(again) == text
+    assert type(again.rollout.stop_tokens) is tuple and type(again.allocation.options.power) is float
     assert json.loads(text)["rollout"]["stop_tokens"] == ["<|im_end|>", "é"]
     validate(again)
 
 
+def test_no_field_can_be_added_but_the_strategys_options():
+    for config in (get_config(), from_json(to_json(get_config()))):
+        config.allocation.options.power = 0.5
+        for section in (config, config.allocation, config.optimizer):
+            with pytest.raises(AttributeError, match="locked"):
+                section.power = 0.5
+
+
 def test_diff_names_what_changed():
-    assert diff(runnable(), runnable()) == []
-    assert diff(runnable(), changed(steps=7, rollout__top_p=0.5)) == [
-        "rollout.top_p: 1.0 -> 0.5",
-        "steps: 100 -> 7",
-    ]
+    assert diff(changed(), changed()) == []
+    assert diff(changed(), changed(steps=7, rollout__top_p=0.5)) == ["rollout.top_p: 1.0 -> 0.5", "steps: 100 -> 7"]
     assert diff({"a": {"b": 1}}, {"a": {"c": (1,)}}) == ["a.b: 1 -> (absent)", "a.c: (absent) -> (1,)"]
 
 
-def test_importing_the_rules_imports_no_jax():
-    code = "import sys, gvm_jax.config; sys.exit('jax' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+@pytest.mark.parametrize(
+    ("text", "like", "value"),
+    [
+        ("3", 1, 3), ("3", 1.0, 3.0), ("1e-3", 1.0, 1e-3), ("True", False, True), ("false", True, False),
+        ("3", "", "3"), ("('a', 'b')", (), ("a", "b")), ("a", (), ("a",)), ("x", 1, "x"), ("0.5", None, 0.5),
+        ("4", None, 4), ("true", None, True), ("mean", None, "mean"),
+    ],
+)  # fmt: skip
+def test_a_text_of_the_command_line_is_a_value_of_the_fields_type(text, like, value):
+    assert from_text(text, like) == value and type(from_text(text, like)) is type(value)
 
 
-def test_norms_from_the_update_want_a_loss_that_is_the_log_probability():
-    validate(changed(gradient_norms__method="update"))
-    for field, value in [
-        ("allocation__mode", "pilot"),
-        ("objective__kl_coefficient", 0.1),
-        ("rollout__weight_dtype", "int8"),
-    ]:
-        (problem,) = problems(changed(gradient_norms__method="update", **{field: value}))
-        assert problem.startswith("gradient_norms.method = 'update'") and field.replace("__", ".") in problem
+def test_every_field_is_the_nearest_to_its_own_name():
+    assert all(nearest_field(name) == name for name in FIELDS)
 
 
 @pytest.mark.parametrize(
-    ("mistyped", "meant"),
+    ("mistyped", "field"),
     [
-        ("optimzer.learning_rate", "optimizer.learning_rate"),
-        ("optimizer.lr", "optimizer.learning_rate"),
-        ("learning_rate", "optimizer.learning_rate"),
-        ("rollouts_per_stp", "rollouts_per_step"),
-        ("xyzzy.plugh", None),
+        ("lr", "optimizer.learning_rate"), ("optimizer.lr", "optimizer.learning_rate"),
+        ("Optimizer.LR", "optimizer.learning_rate"), ("learning_rate", "optimizer.learning_rate"),
+        ("optimzer.learning_rate", "optimizer.learning_rate"), ("rollouts_per_stp", "rollouts_per_step"),
+        ("rollout.max_tokens", "rollout.max_new_tokens"), ("max_new_tokens", "rollout.max_new_tokens"),
+        ("data.pth", "data.path"), ("evaluation.pth", "evaluation.path"), ("xyzzy.plugh", None), ("qwertyuiop", None),
     ],
-)
-def test_the_nearest_field_is_named(mistyped, meant):
-    assert nearest_field(mistyped) == meant
+)  # fmt: skip
+def test_a_mistyped_field_is_told_the_nearest(mistyped, field):
+    assert nearest_field(mistyped) == field
 
 
-def test_a_config_file_that_python_cannot_read_is_told_by_its_line(tmp_path, monkeypatch, capsys):
-    file = tmp_path / "mine.py"
-    file.write_text("def get_config():\n    return (\n")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit) as exit_:
-        command._parse(lambda: None, ("config",), ["train", f"--config={file}"])
-    assert exit_.value.code == 2
-    error = capsys.readouterr().err
-    assert f"{file}, line 2: " in error and error.count("\n") == 1
+def test_every_field_is_listed_for_people(capsys):
+    listing.main([])
+    shown = capsys.readouterr().out
+    assert all(f"{name} = {field.default!r}\n" in shown for name, field in FIELDS.items())
+    listing.main(["mesh"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("mesh.data = -1\n    devices of the batch axis. Must be an integer >= 1, or -1")
+    with pytest.raises(SystemExit) as end:
+        listing.main(["optimzer"])
+    assert end.value.code == 2 and "did you mean optimizer?" in capsys.readouterr().err
+
+
+def test_importing_the_config_imports_no_jax():
+    code = "import sys, gvm_jax.config; sys.exit('jax' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

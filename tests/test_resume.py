@@ -10,7 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 import gvm_jax.train as train_module
 from configs import quickstart
-from gvm_jax.config import RULES, ConfigError, OnResume
+from gvm_jax.config import FIELDS, ConfigError, OnResume
 from gvm_jax.convert import convert
 from gvm_jax.models.config import ModelError
 from gvm_jax.runtime.metrics import RecordError, read_metrics, read_rows
@@ -58,7 +58,9 @@ def no_work(monkeypatch):
 
 def test_every_field_of_how_a_step_is_computed_changes_no_token(stopped, finished, tmp_path, capsys):  # noqa: F811
     of_devices = {"mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.tensor"}
-    assert {name for name, rule in RULES.items() if rule.on_resume is OnResume.ROUNDING} == set(ROUNDING) | of_devices
+    assert {name for name, field in FIELDS.items() if field.on_resume is OnResume.ROUNDING} == set(
+        ROUNDING
+    ) | of_devices
     shutil.copytree(quickstart.MODEL, tmp_path / "model")
     data = shutil.copy(OVERRIDES["data.path"], tmp_path / "moved.jsonl")
     moved = {"model.path": str(tmp_path / "model"), "data.path": str(data)}

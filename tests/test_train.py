@@ -262,9 +262,9 @@ def test_pilot_mode_trains_on_pilots_too(strategy, tmp_path):
 @pytest.mark.parametrize(
     ("strategy", "settings"),
     [
-        ("reinforce_ada_seq", {"round_size": 2, "max_rounds": 3}),
-        ("dapo", {"group_size": 4, "groups": 3}),
-        ("pods", {"group_size": 2}),
+        ("reinforce_ada_seq", {"options.round_size": 2, "options.max_rounds": 3}),
+        ("dapo", {"options.group_size": 4, "options.groups": 3}),
+        ("pods", {"options.group_size": 2}),
         ("cures", {"prompt_pool": 3}),
         ("gvm_paper", {"mode": "pilot", "pilot_samples": 2, "decay": 0.0}),
     ],

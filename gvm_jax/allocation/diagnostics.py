@@ -1,4 +1,4 @@
-"""How well an allocation knew what it was doing: what it believed of the prompts against what their samples showed."""
+"""Diagnostics of an allocation: its estimates of the prompts against the samples that they then gave."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -8,19 +8,19 @@ from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.allocation import solver, statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
+from gvm_jax.allocation.gvm import Gvm
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
-from gvm_jax.allocation.strategies import Gvm
 
 _SMALLEST = np.finfo(np.float32).tiny
 
 
 @struct.dataclass
 class Diagnostics:
-    """Of the fresh samples of one step; NaN where there is nothing to compare."""
+    """Scalars of one step's fresh samples; NaN where there is nothing to compare."""
 
-    brier: Float[Array, ""]  # mean (p - accepted)² over samples, with the believed p of their prompt
-    brier_constant: Float[Array, ""]  # the same with the step's accept rate in place of every p: knowing nothing
-    norm_correlation: Float[Array, ""]  # of log believed with log measured RMS gradient norm, over prompts
+    brier: Float[Array, ""]  # mean (p - accepted)² over samples, with the estimated p of their prompt
+    brier_constant: Float[Array, ""]  # the same with the step's accept rate in place of every p
+    norm_correlation: Float[Array, ""]  # of log estimated with log measured RMS gradient norm, over prompts
     mean_age: Float[Array, ""]  # steps since the last visit, over prompts visited before
     new_prompts: Float[Array, ""]  # share of prompts never visited before
     floor_share: Float[Array, ""]  # share of the samples that went to prompts at their floor
@@ -40,15 +40,15 @@ def diagnose(
 ) -> Diagnostics:
     """Compares estimates with a visit. Pure; runs inside the jitted step and costs O(m).
 
-    `measured_gain` asks what the counts turned out to be worth: the bound Σ G²/(p·n) at equal counts over that at the
-    chosen ones, with p and G as estimated after the visit. Below 1 equal counts would have done better.
+    `measured_gain` is the bound Σ G²/(p·n) at equal counts over that at the chosen ones, with p and G as estimated
+    after the visit. Below 1 equal counts would have done better.
 
     Args:
-        allocator: that made the counts.
-        info: what they rested on.
-        before: the statistics at that time.
+        allocator: of the step.
+        info: the estimates that the counts were computed from.
+        before: the statistics that these come from.
         after: the statistics with the visit.
-        prompt_ids: ids of the batch's prompts.
+        prompt_ids: of the batch.
         visit: the sums of their fresh samples.
         step: of the visit.
         budget: samples that were handed out, or the most there could be.
@@ -63,8 +63,8 @@ def diagnose(
     measured = visit.norm_count > 0
     realised = jnp.sqrt(visit.squared_norm_sum / jnp.where(measured, visit.norm_count, 1))
     ages = statistics.age(before, prompt_ids, step)
-    p = statistics.accept_rate(after, prompt_ids, allocator.accept_rate_prior)
-    norm = statistics.gradient_norm(after, prompt_ids, allocator.gradient_norm_prior)
+    estimates = allocator.estimate(after, prompt_ids)
+    bound = Gvm(alpha=0.0).coefficients(estimates.accept_rate, estimates.gradient_norm)
     cap = allocator.max_samples or budget
     return Diagnostics(
         brier=brier(info.accept_rate),
@@ -74,20 +74,20 @@ def diagnose(
         new_prompts=jnp.isnan(ages).mean(),
         floor_share=(counts * (counts <= allocator.min_samples)).sum() / samples,
         cap_share=(counts * (counts >= cap)).sum() / samples,
-        measured_gain=solver.variance_ratio(Gvm(alpha=0.0).coefficients(p, norm), counts, drawn),
+        measured_gain=solver.variance_ratio(bound, counts, where=drawn),
     )
 
 
-def _correlation(believed: Float[Array, " m"], realised: Float[Array, " m"], where: Bool[Array, " m"]):
-    """Pearson's, of the logarithms; NaN of fewer than 3 prompts or of equal values."""
-    x, y = (jnp.log(jnp.maximum(jnp.where(where, v, 1), _SMALLEST)) for v in (believed, realised))
+def _correlation(estimated: Float[Array, " m"], realised: Float[Array, " m"], where: Bool[Array, " m"]):
+    """Pearson's correlation of the logarithms; NaN of fewer than 3 prompts or of equal values."""
+    x, y = (jnp.log(jnp.maximum(jnp.where(where, v, 1), _SMALLEST)) for v in (estimated, realised))
     x, y = (jnp.where(where, v - jnp.mean(v, where=where), 0) for v in (x, y))
     scale = jnp.sqrt((x**2).sum() * (y**2).sum())
     return jnp.where((where.sum() >= 3) & (scale > 1e-12), (x * y).sum() / jnp.maximum(scale, _SMALLEST), jnp.nan)
 
 
 def advice(recent: dict[str, float]) -> str | None:
-    """What is wrong, in words, where an allocation does worse than equal counts would; None where it does not.
+    """The likely cause, in words, where an allocation does worse than equal counts would; None where it does not.
 
     Args:
         recent: means over some steps of `Diagnostics`' fields, by name.

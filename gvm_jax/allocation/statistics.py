@@ -1,4 +1,4 @@
-"""What is known of each prompt from its earlier samples, and the estimates that the allocation reads from it.
+"""Statistics of each prompt's earlier samples, and the estimates that an allocation reads from them.
 
 The estimates are shrunk towards the population of prompts. A prompt with n (decayed) observations of mean x gets
 
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 _LARGEST = np.finfo(np.float32).max
 _SMALLEST = np.finfo(np.float32).tiny
@@ -30,13 +30,12 @@ class Sums:
     response_tokens: Float[Array, " m"]  # tokens of the samples' responses
     norm_sum: Float[Array, " m"]  # ‖gradient‖ over the accepted samples that were measured
     squared_norm_sum: Float[Array, " m"]  # ‖gradient‖² over the same
-    norm_count: Float[Array, " m"]  # how many they are
+    norm_count: Float[Array, " m"]  # number of these
     rejected_squared_norm_sum: Float[Array, " m"]  # ‖gradient‖² over the rejected samples that were measured
-    rejected_norm_count: Float[Array, " m"]  # how many they are
+    rejected_norm_count: Float[Array, " m"]  # number of these
 
     @classmethod
     def zeros(cls, rows: int) -> "Sums":
-        """Of no samples."""
         # An array each: a step that donates its state must not see the same buffer twice.
         return cls(*(jnp.zeros(rows, jnp.float32) for _ in cls.__dataclass_fields__))
 
@@ -51,15 +50,15 @@ class PromptStatistics:
 
 @struct.dataclass
 class PromptEstimates:
-    """Estimates for the prompts of a batch, and the decayed sums behind them."""
+    """Estimates of a batch's prompts, and the decayed sums behind them."""
 
-    accept_rate: Float[Array, " m"]  # posterior mean of p
+    accept_rate: Float[Array, " m"]  # posterior mean of p, in (0, 1) for a positive prior
     successes: Float[Array, " m"]  # the posterior Beta(successes, failures) of p, the prior's pseudo-samples included
     failures: Float[Array, " m"]
     gradient_norm: Float[Array, " m"]  # G: shrunk root mean squared norm over accepted samples
     rejected_norm: Float[Array, " m"]  # the same over rejected ones
     response_tokens: Float[Array, " m"]  # mean tokens of a response; 1 while nothing is known
-    sums: Sums  # rows of the batch: what was seen, without any prior
+    sums: Sums  # of the batch's prompts, without any prior
 
 
 def init(num_prompts: int) -> PromptStatistics:
@@ -73,23 +72,22 @@ def update(
     """Adds one visit of each prompt: new = decay · old + observed, for all sums alike.
 
     Squared norms are summed because the variance bound contains E‖gradient‖² (arXiv 2505.02391, Lemma 1), which sums
-    of norms or of their logarithms do not determine; the norms themselves are what the paper's Algorithm 2 averages.
+    of norms or of their logarithms do not determine; the norms themselves are averaged by the paper's Algorithm 2.
     Only a positive and finite sum is a measurement; any other counts as none.
 
     Args:
-        statistics: what is known so far.
-        prompt_ids: distinct ids; an id outside [0, num_prompts), as padding has, changes nothing.
+        statistics: of all prompts so far.
+        prompt_ids: distinct.
         visit: of each of these prompts; where `trials` is 0 nothing changes, and nothing decays. Successes are clipped
             to [0, trials].
         decay: in [0, 1]; 1 forgets nothing.
         step: of the visit.
     """
-    num_prompts = statistics.last_step.shape[0]
-    visited = _in_range(prompt_ids, num_prompts) & (visit.trials > 0) & jnp.isfinite(visit.trials)
-    rows = jnp.where(visited, prompt_ids, num_prompts)  # out of range: read as 0, written nowhere
+    visited = (visit.trials > 0) & jnp.isfinite(visit.trials)
+    rows = jnp.where(visited, prompt_ids, statistics.last_step.shape[0])  # out of range, so written nowhere
 
     def add(old: Float[Array, " prompts"], observed: Float[Array, " m"]) -> Float[Array, " prompts"]:
-        total = decay * _rows_of(old, rows) + observed
+        total = decay * old[prompt_ids] + observed
         return old.at[rows].set(jnp.minimum(total, _LARGEST), mode="drop")
 
     sums = jax.tree.map(add, statistics.sums, _clean(visit))
@@ -98,7 +96,7 @@ def update(
 
 
 def _clean(visit: Sums) -> Sums:
-    """The visit without values that are no measurement."""
+    """The visit with 0 in place of values that are no measurement."""
 
     def measured(total, count):
         return (total > 0) & jnp.isfinite(total) & (count > 0) & jnp.isfinite(count)
@@ -122,79 +120,38 @@ def estimate(
     accept_rate_prior: ArrayLike,
     gradient_norm_prior: ArrayLike,
 ) -> PromptEstimates:
-    """All that a strategy may read of the prompts of a batch.
+    """Estimates of a batch's prompts.
+
+    The Beta prior of the accept rate has the population's mean, to which one more prompt with rate 1/2 is added: that
+    is the estimate before there is any data, and it keeps the mean off 0 and 1. Without a prior most hard prompts would
+    look impossible: at p = 0.05, 66 % have none accepted among 8 samples.
 
     Args:
-        statistics: the statistics of all prompts.
-        prompt_ids: the prompts asked for; an id outside [0, num_prompts) gets the population's values.
-        accept_rate_prior: as for `accept_rate`.
-        gradient_norm_prior: as for `gradient_norm`.
+        statistics: of all prompts.
+        prompt_ids: of the batch.
+        accept_rate_prior: pseudo-samples of the prior, at least 0; 0 gives accepted/drawn where there are samples.
+        gradient_norm_prior: likewise; 0 gives the prompt's root mean square where a norm was measured.
     """
-    seen = jax.tree.map(lambda x: _rows_of(x, _valid_rows(prompt_ids, x.shape[0])), statistics.sums)
-    rate = accept_rate(statistics, prompt_ids, accept_rate_prior)
-    total = seen.trials + accept_rate_prior
     sums = statistics.sums
+    rate = sums.successes / jnp.maximum(sums.trials, _SMALLEST)
+    weight = _weight(sums.trials, accept_rate_prior)
+    population = (jnp.sum(weight * rate) + 0.5) / (jnp.sum(weight) + 1)
+    p = jnp.clip(_shrink(rate, weight, population, prompt_ids), 0, 1)  # two large sums may round apart
+    seen = jax.tree.map(lambda x: x[prompt_ids], sums)
+    total = seen.trials + accept_rate_prior
     return PromptEstimates(
-        accept_rate=rate,
-        successes=rate * total,
-        failures=(1 - rate) * total,
-        gradient_norm=gradient_norm(statistics, prompt_ids, gradient_norm_prior),
+        accept_rate=p,
+        successes=p * total,
+        failures=(1 - p) * total,
+        gradient_norm=_norm(sums.squared_norm_sum, sums.norm_count, prompt_ids, gradient_norm_prior),
         rejected_norm=_norm(sums.rejected_squared_norm_sum, sums.rejected_norm_count, prompt_ids, gradient_norm_prior),
         response_tokens=jnp.maximum(response_length(statistics, prompt_ids), 1),
         sums=seen,
     )
 
 
-def accept_rate(
-    statistics: PromptStatistics, prompt_ids: Int[Array, " m"], prior_strength: ArrayLike
-) -> Float[Array, " m"]:
-    """Posterior mean of each prompt's accept rate p, in (0, 1) for a positive `prior_strength`.
-
-    The Beta prior has the population's mean, to which one more prompt with rate 1/2 is added: it is what is
-    returned before there is any data, and it keeps the mean off 0 and 1. Without a prior most hard prompts
-    would look impossible: at p = 0.05, 66 % have none accepted among 8 samples.
-
-    Args:
-        statistics: the statistics of all prompts.
-        prompt_ids: the prompts asked for; an id outside [0, num_prompts) gets the population's mean.
-        prior_strength: pseudo-samples of the prior, at least 0; 0 gives accepted/drawn where there are
-            samples.
-    """
-    sums = statistics.sums
-    rate = sums.successes / jnp.maximum(sums.trials, _SMALLEST)
-    weight = _weight(sums.trials, prior_strength)
-    population = (jnp.sum(weight * rate) + 0.5) / (jnp.sum(weight) + 1)
-    return jnp.clip(_shrink(rate, weight, population, prompt_ids), 0, 1)  # two large sums may round apart
-
-
-def gradient_norm(
-    statistics: PromptStatistics, prompt_ids: Int[Array, " m"], prior_strength: ArrayLike
-) -> Float[Array, " m"]:
-    """Estimate of each prompt's root mean squared gradient norm G, log-normal about the population.
-
-    G² = E‖gradient‖² over accepted samples, as the variance bound has it (arXiv 2505.02391, Lemma 1); the
-    paper's Algorithm 2 takes the mean norm instead. The logarithm of the prompt's RMS is what is shrunk:
-    norms differ between prompts by factors, and one large norm then moves the population's mean little.
-
-    Args:
-        statistics: the statistics of all prompts.
-        prompt_ids: the prompts asked for; an id outside [0, num_prompts) gets the population's value.
-        prior_strength: pseudo-samples of the prior, at least 0; 0 gives the prompt's RMS where there is one.
-
-    Returns:
-        G, positive and finite; 1 for all while nothing has been measured.
-    """
-    sums = statistics.sums
-    return _norm(sums.squared_norm_sum, sums.norm_count, prompt_ids, prior_strength)
-
-
 def response_length(statistics: PromptStatistics, prompt_ids: Int[Array, " m"]) -> Float[Array, " m"]:
-    """Mean response tokens of each prompt's samples; of a prompt without samples, the mean over the others (or 0).
-
-    Args:
-        statistics: the statistics of all prompts.
-        prompt_ids: the prompts asked for; an id outside [0, num_prompts) counts as without samples.
-    """
+    """Mean response tokens of each prompt's samples; of a prompt without samples, the mean over the others (or 0)."""
     sums = statistics.sums
     mean = sums.response_tokens / jnp.maximum(sums.trials, _SMALLEST)
     known = (sums.trials > 0).astype(jnp.float32)
@@ -204,8 +161,7 @@ def response_length(statistics: PromptStatistics, prompt_ids: Int[Array, " m"]) 
 
 def age(statistics: PromptStatistics, prompt_ids: Int[Array, " m"], step: ArrayLike) -> Float[Array, " m"]:
     """Steps since each prompt's last visit; NaN for a prompt that was never visited."""
-    num_prompts = statistics.last_step.shape[0]
-    last = statistics.last_step.at[_valid_rows(prompt_ids, num_prompts)].get(mode="fill", fill_value=-1)
+    last = statistics.last_step[prompt_ids]
     return jnp.where(last >= 0, step - last, jnp.nan)
 
 
@@ -215,6 +171,12 @@ def _norm(
     prompt_ids: Int[Array, " m"],
     prior_strength: ArrayLike,
 ) -> Float[Array, " m"]:
+    """G, positive and finite, log-normal about the population; 1 for all while nothing has been measured.
+
+    G² = E‖gradient‖² as the variance bound has it (arXiv 2505.02391, Lemma 1); the paper's Algorithm 2 takes the mean
+    norm instead. The logarithm of the prompt's RMS is shrunk: norms differ between prompts by factors, and one large
+    norm then moves the population's mean little.
+    """
     measured = (squared_norm_sum > 0) & (norm_count > 0)
     squared = jnp.where(measured, squared_norm_sum, 1) / jnp.where(measured, norm_count, 1)
     log_norm = 0.5 * jnp.log(jnp.clip(squared, _SMALLEST, _LARGEST))
@@ -233,19 +195,5 @@ def _shrink(
     population: Float[Array, ""],
     prompt_ids: Int[Array, " m"],
 ) -> Float[Array, " m"]:
-    rows = _valid_rows(prompt_ids, mean.shape[0])
-    weight = _rows_of(weight, rows)
-    return weight * _rows_of(mean, rows) + (1 - weight) * population
-
-
-def _valid_rows(prompt_ids: Int[Array, " m"], num_prompts: int) -> Int[Array, " m"]:
-    """The ids, with `num_prompts` for those out of range: a negative index would count from the end."""
-    return jnp.where(_in_range(prompt_ids, num_prompts), prompt_ids, num_prompts)
-
-
-def _rows_of(values: Float[Array, " prompts"], rows: Int[Array, " m"]) -> Float[Array, " m"]:
-    return jnp.asarray(values).at[rows].get(mode="fill", fill_value=0)
-
-
-def _in_range(prompt_ids: Int[Array, " m"], num_prompts: int) -> Bool[Array, " m"]:
-    return (prompt_ids >= 0) & (prompt_ids < num_prompts)
+    weight = weight[prompt_ids]
+    return weight * mean[prompt_ids] + (1 - weight) * population

@@ -1,39 +1,14 @@
-"""The configuration of a run: every field with its default, what each may hold, and its form in `config.json`."""
+"""The configuration of a run: the declarations of its fields, the default config, checks, and `config.json`."""
 
-from gvm_jax.config.defaults import METHODS, get_config, set_method
-from gvm_jax.config.rules import (
-    ABSENT,
-    RULES,
-    ConfigError,
-    OnResume,
-    Rule,
-    diff,
-    differences,
-    flat,
-    from_json,
-    hint,
-    nearest_field,
-    shown,
-    to_json,
-    validate,
-)
+from gvm_jax.config.defaults import METHODS, get_config, lock, set_method
+from gvm_jax.config.fields import FIELDS, OPTIONS
+from gvm_jax.config.files import load_config
+from gvm_jax.config.formats import diff, differences, flat, from_json, from_text, shown, to_json
+from gvm_jax.config.rules import ConfigError, OnResume, Rule, choice, integer, number, text
+from gvm_jax.config.validation import hint, is_option, nearest_field, on_resume, problems, validate
 
 __all__ = [
-    "ABSENT",
-    "METHODS",
-    "RULES",
-    "ConfigError",
-    "OnResume",
-    "Rule",
-    "diff",
-    "differences",
-    "flat",
-    "from_json",
-    "get_config",
-    "hint",
-    "nearest_field",
-    "set_method",
-    "shown",
-    "to_json",
-    "validate",
-]
+    "FIELDS", "METHODS", "OPTIONS", "ConfigError", "OnResume", "Rule", "choice", "diff", "differences", "flat",
+    "from_json", "from_text", "get_config", "hint", "integer", "is_option", "load_config", "lock", "nearest_field",
+    "number", "on_resume", "problems", "set_method", "shown", "text", "to_json", "validate",
+]  # fmt: skip

@@ -27,8 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlog1py, xlogy
 
-from gvm_jax.allocation import solver
-from gvm_jax.allocation.strategies import Uniform
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab.pool import Pool
 from gvm_jax.lab.simulation import sample_coefficients, target_coefficients
 from gvm_jax.training.step import TrainStep
@@ -82,25 +81,22 @@ def best_counts(
     for floor in range(minimum, min(minimum + 2, int(equal[0])) + 1):
         counts = equal
         for _ in range(ITERATIONS):
-            marginal_gains = convex_gains(table.linearised(counts), floor)
-            found = np.asarray(
-                _allocate(marginal_gains / max(marginal_gains.max(), 1e-30), tokens, mean_lengths, floor)
-            )
+            found = _spend(convex_gains(table.linearised(counts), floor), tokens, mean_lengths, floor)
             best = min(best, found, key=table.error)
             counts = np.rint((counts + found) / 2).astype(int)  # damped: prompts answer to one another's last counts
     return best
 
 
-@jax.jit
-def _allocate(marginal_gains: Float[Array, "m n"], tokens, costs: Float[Array, " m"], minimum) -> Int[Array, " m"]:
-    """The program whose gains are a table."""
-    most = marginal_gains.shape[1] - 1
-
-    def marginal_gain(samples):
-        at = jnp.broadcast_to(jnp.minimum(samples, most), marginal_gains.shape[:1])
-        return jnp.take_along_axis(marginal_gains, at[:, None], axis=1)[:, 0]
-
-    return solver.allocate(marginal_gain, tokens, minimum, most, costs, budget_in="costs")
+def _spend(
+    marginal_gains: Float[np.ndarray, "m n"], tokens: float, costs: Float[np.ndarray, " m"], minimum: int
+) -> Int[np.ndarray, " m"]:
+    """Counts of the samples with the largest gains per token that fit into `tokens`; none is without a gain."""
+    per_token = (marginal_gains[:, minimum:] / costs[:, None]).ravel()
+    prompts = np.repeat(np.arange(len(costs)), marginal_gains.shape[1] - minimum)
+    order = np.argsort(-per_token, kind="stable")  # a row's gains do not rise, so its samples stay in order
+    spent = minimum * costs.sum() + np.cumsum(costs[prompts[order]])
+    bought = order[(spent <= tokens * (1 + 1e-9)) & (per_token[order] > 0)]
+    return minimum + np.bincount(prompts[bought], minlength=len(costs))
 
 
 def convex_gains(values: Float[np.ndarray, "m n"], minimum: int) -> Float[np.ndarray, "m n"]:

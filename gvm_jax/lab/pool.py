@@ -23,7 +23,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.config import RULES, ConfigError, OnResume, diff, flat
+from gvm_jax.config import ConfigError, OnResume, diff, flat, on_resume
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.policy import Policy
@@ -136,7 +136,7 @@ def _identity(run: Trainer, params: Params, step: int, settings: PoolSettings) -
     kept = {
         name: value
         for name, value in flat(run.config).items()
-        if name.partition(".")[0] in sections and RULES[name].on_resume is OnResume.KEPT
+        if name.partition(".")[0] in sections and on_resume(name) is OnResume.KEPT
     }
     kept |= {section: run.fingerprints[section] for section in ("data", "model")}
     weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params))

@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
-from gvm_jax.allocation.strategies import Progress, Uniform
+from gvm_jax.allocation.strategy import Progress
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab.pool import Pool
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.training.objectives import Tokens
@@ -161,11 +162,11 @@ def _visit(
 ) -> tuple[Int[Array, " m"], Float[Array, " m"], PromptStatistics]:
     """Samples drawn of each prompt, pilots included; p as it was believed; and the statistics afterwards."""
     m, allocator, pilots = pool.rewards.shape[0], step.allocator, step.pilot_samples
-    prompts, everyone, decay = jnp.arange(m), jnp.ones(m, bool), allocator.decay
+    prompts, decay = jnp.arange(m), allocator.decay
     if pilots:
         known = statistics.update(known, prompts, _observe(pool, stream, 0, pilots), decay, when)
         decay = 1.0  # one visit
-    counts, info = allocator.next_counts(known, prompts, everyone, budget - m * pilots)
+    counts, info = allocator.next_counts(known, prompts, budget - m * pilots)
     if allocator.strategy.rounds:
         counts = _rounds(allocator, pool, stream, counts, budget)
     counts = pilots + counts
@@ -185,7 +186,7 @@ def _rounds(
         progress = Progress(
             successes=jnp.take_along_axis(successes, counts[:, None], axis=1)[:, 0], trials=counts, rounds=rounds
         )
-        more = allocator.more_counts(progress, jnp.ones(counts.shape, bool), budget - counts.sum())
+        more = allocator.more_counts(progress, budget - counts.sum())
         return counts + more, more, rounds + 1
 
     return jax.lax.while_loop(lambda state: state[1].any(), next_round, (first, first, jnp.int32(1)))[0]

@@ -9,7 +9,8 @@ from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
 from gvm_jax.allocation.allocator import Allocator
-from gvm_jax.allocation.strategies import Strategy, Uniform
+from gvm_jax.allocation.strategy import Strategy
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab import oracle, variants
 from gvm_jax.lab.measures import Measured, Ratio, measure, ratio
 from gvm_jax.lab.pool import Pool

@@ -1,8 +1,9 @@
 """The variants of a comparison, from how they are typed: which fields each one sets, and what it is compared with.
 
-    gvm                             a strategy
-    gvm:allocation.alpha=1e-2       with a field set; further ones follow, each after a colon
-    gvm+updates+clip                with confounds of the reference comparison, each after a plus
+    gvm                                 a strategy
+    gvm:allocation.options.alpha=1e-2   with a field set; further ones follow, each after a colon
+    gvm+updates+clip                    with confounds of the reference comparison, each after a plus
+    my_strategy:Power+clip              one of your own
 
 A `confound` is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
 methods that it is compared with. Each is off here unless it is asked for.
@@ -17,8 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gvm_jax.allocation import STRATEGIES, make_strategy
-from gvm_jax.config import RULES, ConfigError, validate
+from gvm_jax.allocation import STRATEGIES, load_strategy, make_strategy
+from gvm_jax.config import FIELDS, ConfigError, from_text, is_option, validate
 
 _SET_ELSEWHERE = {
     "seed": "the comparison sets it; shift all with --config.seed",
@@ -149,19 +150,26 @@ def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds:
 
 def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Variant:
     """The variant of one entry; see `plan`."""
-    name, *settings = entry.split(":")
+    name, *settings = _split(entry)
     strategy, *confounds = name.split("+")
-    if strategy not in STRATEGIES:
-        raise ConfigError(f"{entry}: unknown strategy {strategy!r}; use one of {', '.join(STRATEGIES)}")
+    try:
+        load_strategy(strategy)
+    except ConfigError as error:
+        raise ConfigError(f"{entry}: {error}") from error
     overrides = {"allocation.strategy": strategy}
     if strategy == "uniform":
         overrides["allocation.mode"] = "online"  # equal counts have nothing to measure first
-    set_here = dict(_parse_setting(config, entry, setting) for setting in settings)
+    set_here = dict(_parse_setting(_with(config, overrides), entry, setting) for setting in settings)
     overrides |= set_here
     overrides |= _confounded(_with(config, overrides), entry, confounds, set_here)
     chosen = _with(config, overrides)
     for field in set_here:
         _check_effect(chosen, entry, field)
+    try:
+        make_strategy(chosen.allocation)
+    except ConfigError as error:
+        if any(map(is_option, set_here)):
+            raise ConfigError(f"{entry}: {error}") from error
     shown = [f"{field}={value}" for field, value in set_here.items()]
     free_pilots = chosen.prompts_per_step * chosen.allocation.pilot_samples if "pilots" in confounds else 0
     return Variant(":".join([name, *shown]), baseline, overrides, free_pilots)
@@ -192,20 +200,21 @@ def _confounded(config: ConfigDict, entry: str, names: Sequence[str], set_here: 
 def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, Any]:
     field, equals, text = setting.partition("=")
     if not (field and equals and text):
-        raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.alpha=1e-2")
-    if field not in RULES:
-        raise ConfigError(f"{entry}: unknown field {field!r}; gvm_jax/config/defaults.py lists the known ones")
+        raise ConfigError(f"{entry}: {setting!r} must be FIELD=VALUE, as in gvm:allocation.options.alpha=1e-2")
+    if is_option(field):  # the strategy checks it
+        strategy = load_strategy(config.allocation.strategy)
+        defaults = {known.name: known.default for known in dataclasses.fields(strategy)}
+        return field, from_text(text, defaults.get(field.rpartition(".")[2]))
+    if field not in FIELDS:
+        raise ConfigError(f"{entry}: unknown field {field!r}; `gvm-jax config` lists the fields")
     if field in _SET_ELSEWHERE:
         raise ConfigError(f"{entry}: {field} cannot be set here: {_SET_ELSEWHERE[field]}")
     kind = type(_get(config, field))
     if kind not in (bool, int, float, str):
         raise ConfigError(f"{entry}: {field} cannot be set here; set it for all with --config.{field}")
-    try:
-        value = {"true": True, "false": False}[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        value = text
-    if type(value) is not kind or not RULES[field].holds(value):
-        raise ConfigError(f"{entry}: {field} = {text}: must be {RULES[field].allowed}")
+    value = from_text(text, FIELDS[field].default)
+    if type(value) is not kind or not FIELDS[field].holds(value):
+        raise ConfigError(f"{entry}: {field} = {text}: must be {FIELDS[field].allowed}")
     return field, value
 
 
@@ -214,10 +223,6 @@ def _check_effect(config: ConfigDict, entry: str, field: str) -> None:
     section, _, name = field.rpartition(".")
     if section != "allocation":
         return
-    strategy = config.allocation.strategy
-    of_strategies = {f.name for known in STRATEGIES.values() for f in dataclasses.fields(known)}
-    if name in of_strategies and name not in {f.name for f in dataclasses.fields(STRATEGIES[strategy])}:
-        raise ConfigError(f"{entry}: the strategy {strategy} does not read {field}")
     if name.startswith("pilot_") and config.allocation.mode != "pilot":
         raise ConfigError(f"{entry}: {field} has no effect without pilots; add --config.allocation.mode=pilot")
 
@@ -225,7 +230,7 @@ def _check_effect(config: ConfigDict, entry: str, field: str) -> None:
 def _parse_sweep(sweep: str) -> tuple[str, list[str]]:
     field, _, values = sweep.partition(":")
     if not field or not values or not all(values.split(",")):
-        raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.alpha:1e-4,1e-3,1e-2")
+        raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.options.alpha:1e-3,1e-2")
     return field, values.split(",")
 
 
@@ -234,10 +239,17 @@ def _check_more_than_baseline(others: Sequence[str], first: str, flag: str) -> N
         raise ConfigError(f"{flag}: --strategies={first} names the baseline alone; add the strategy to vary")
 
 
+def _split(entry: str) -> list[str]:
+    """The strategy with its confounds, then the settings: `m:Class+clip:a.b=1` -> `m:Class+clip`, `a.b=1`."""
+    name, *rest = entry.split(":")
+    is_path = rest and "=" not in rest[0] and name.partition("+")[0] not in STRATEGIES  # of a strategy of one's own
+    return [f"{name}:{rest[0]}", *rest[1:]] if is_path else [name, *rest]
+
+
 def _insert(entry: str, confounds: str) -> str:
     """`gvm:a.b=1`, `+clip` -> `gvm+clip:a.b=1`."""
-    name, colon, settings = entry.partition(":")
-    return f"{name}{confounds}{colon}{settings}"
+    name, *settings = _split(entry)
+    return ":".join([name + confounds, *settings])
 
 
 def _get(config: ConfigDict, field: str) -> Any:
@@ -246,5 +258,7 @@ def _get(config: ConfigDict, field: str) -> Any:
 
 def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:
     changed = config.copy_and_resolve_references()
+    if overrides.get("allocation.strategy", config.allocation.strategy) != config.allocation.strategy:
+        changed.allocation.options = ConfigDict()  # those of another strategy
     changed.update_from_flattened_dict(overrides)
     return changed

@@ -31,7 +31,7 @@ class RolloutSettings:
 
     @classmethod
     def from_config(cls, config) -> "RolloutSettings":
-        """From a run's config (`gvm_jax/config/defaults.py`)."""
+        """From a run's config (`gvm_jax/config/fields.py`)."""
         fields = {f.name: config.rollout[f.name] for f in dataclasses.fields(cls) if f.name in config.rollout}
         return cls(max_prompt_tokens=config.data.max_prompt_tokens, **fields)
 

@@ -12,7 +12,7 @@ from typing import Any
 from etils import epath
 from ml_collections import ConfigDict
 
-from gvm_jax.config import RULES, ConfigError, OnResume, differences, flat, from_json, shown, to_json
+from gvm_jax.config import ConfigError, OnResume, differences, flat, from_json, on_resume, shown, to_json
 from gvm_jax.runtime.metrics import complete_lines, naming
 
 _UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "profile/*/*/*/*", "wandb/offline-run-*/*.wandb")
@@ -161,10 +161,10 @@ def record_config(files: Workdir, config: ConfigDict, step: int) -> dict[str, tu
 
 
 def _may_change(name: str, before: Any, after: Any) -> bool:
-    on_resume = RULES[name].on_resume if name in RULES else OnResume.KEPT
-    if on_resume is OnResume.CONTENT and name.endswith(".path"):
+    when = on_resume(name)
+    if when is OnResume.CONTENT and name.endswith(".path"):
         return bool(before and after)  # an evaluation that there was not, or no more, is another run's
-    return on_resume is not OnResume.KEPT
+    return when is not OnResume.KEPT
 
 
 def _read_config(path: epath.Path) -> ConfigDict | None:

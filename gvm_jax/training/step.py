@@ -17,7 +17,7 @@ from gvm_jax.allocation import statistics
 from gvm_jax.allocation.allocator import AllocationInfo, Allocator
 from gvm_jax.allocation.diagnostics import Diagnostics, diagnose
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
-from gvm_jax.allocation.strategies import Progress
+from gvm_jax.allocation.strategy import Progress
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import BATCH_AXES, replicated
 from gvm_jax.rollout.rollouts import Rollouts
@@ -213,8 +213,7 @@ class TrainStep:
 
     def next_round(self, progress: Progress) -> Int[Array, " m"]:
         """Samples of each prompt in the next round, for strategies with rounds; all 0 = finished."""
-        left = self.budget - progress.trials.sum()
-        return self.allocator.more_counts(progress, jnp.ones(progress.trials.shape, bool), left)
+        return self.allocator.more_counts(progress, self.budget - progress.trials.sum())
 
     # Its parts.
 
@@ -229,8 +228,7 @@ class TrainStep:
         self, prompt_statistics: PromptStatistics, prompt_ids: Int[Array, " m"]
     ) -> tuple[Int[Array, " m"], AllocationInfo]:
         """Samples of each prompt (in the first round): all of the step's rollouts but the pilots."""
-        valid = jnp.ones(prompt_ids.shape, bool)
-        return self.allocator.next_counts(prompt_statistics, prompt_ids, valid, self.budget)
+        return self.allocator.next_counts(prompt_statistics, prompt_ids, self.budget)
 
     def sample_terms(self, rollouts: Rollouts, rewards: Float[Array, " N"]) -> SampleTerms:
         """Advantages and weights of the step's samples, 0 for those that are not trained on."""

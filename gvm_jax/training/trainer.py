@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Int
 
 from gvm_jax.allocation.allocator import Allocator
-from gvm_jax.allocation.strategies import Progress
-from gvm_jax.config import RULES, OnResume, shown
+from gvm_jax.allocation.strategy import Progress
+from gvm_jax.config import OnResume, on_resume, shown
 from gvm_jax.data import PromptStream
 from gvm_jax.data.prompts import describe
 from gvm_jax.models.sharding import replicated
@@ -199,7 +199,7 @@ def describe_resume(step: int | None, changes: Mapping[str, tuple[Any, Any]]) ->
     if step is None:
         return []
     parts = [f"resumes   at step {step}", *(shown(name, *values) for name, values in changes.items())]
-    kinds = {RULES[name].on_resume for name in changes if name in RULES}
+    kinds = set(map(on_resume, changes))
     if OnResume.ROUNDING in kinds:
         parts.append("so float results may differ in the last bits")
     return ["; ".join(parts)]

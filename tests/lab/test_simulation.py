@@ -95,7 +95,7 @@ def test_discarded_pilots_cost_their_share_of_the_budget(lab_config, make_step, 
 
 def test_rounds_read_a_prefix_of_each_stream(lab_config, make_step, make_pool):
     config = lab_config(4, 64)
-    entry = "reinforce_ada_seq:allocation.accepted_wanted=1:allocation.rejected_wanted=0"
+    entry = "reinforce_ada_seq:allocation.options.accepted_wanted=1:allocation.options.rejected_wanted=0"
     pool, step = make_pool(RATES), make_step(config, entry)
     outcomes, drawn = run(step, pool, 64, repetitions=32), streams(pool, 32, 64)
     for r, i in np.ndindex(32, 4):

@@ -6,6 +6,8 @@ from configs import quickstart
 from gvm_jax.config import ConfigError
 from gvm_jax.lab.variants import parse, plan
 
+ALPHA = "allocation.options.alpha"
+
 
 @pytest.fixture
 def config():
@@ -17,28 +19,29 @@ def labels(variants):
 
 
 def test_the_first_entry_is_the_baseline_of_the_others(config):
-    variants = plan(config, ["uniform", "gvm", "gvm:allocation.alpha=1e-2:allocation.beta=1"])
+    variants = plan(config, ["uniform", "gvm", "gvm:allocation.options.alpha=1e-2:allocation.options.beta=1"])
     assert labels(variants) == [
         ("uniform", None),
         ("gvm", "uniform"),
-        ("gvm:allocation.alpha=0.01:allocation.beta=1.0", "uniform"),
+        ("gvm:allocation.options.alpha=0.01:allocation.options.beta=1.0", "uniform"),
     ]
     assert [variant.folder for variant in variants] == [
-        "uniform", "gvm", "gvm-allocation.alpha=0.01-allocation.beta=1.0"
+        "uniform", "gvm", "gvm-allocation.options.alpha=0.01-allocation.options.beta=1.0"
     ]  # fmt: skip
 
 
 def test_a_label_typed_again_is_the_same_variant(config):
-    for entry in ("gvm+clip+updates:allocation.alpha=1e-5", "uniform:optimizer.learning_rate=3E-4"):
+    for entry in ("gvm+clip+updates:allocation.options.alpha=1e-5", "uniform:optimizer.learning_rate=3E-4"):
         variant = parse(config, entry)
         assert parse(config, variant.label) == variant
 
 
 def test_a_variant_changes_what_it_says_and_the_seed_alone(config):
-    (_, gvm) = plan(config, ["uniform", "gvm:allocation.alpha=0.5"])
+    (_, gvm) = plan(config, ["uniform", "gvm:allocation.options.alpha=0.5"])
     changed = gvm.config(config, seed=7)
-    assert changed.allocation.alpha == 0.5 and changed.seed == 7
-    changed.allocation.alpha, changed.seed = config.allocation.alpha, config.seed
+    assert changed.allocation.options.alpha == 0.5 and changed.seed == 7
+    changed.seed = config.seed
+    del changed.allocation.options.alpha
     assert changed.to_dict() == config.to_dict()
 
 
@@ -74,6 +77,15 @@ def test_a_text_and_a_truth_value_can_be_swept(config):
     first, second = plan(config, ["uniform", "gvm"], sweep="allocation.cost:samples,tokens")[1:]
     assert [v.config(config, 0).allocation.cost for v in (first, second)] == ["samples", "tokens"]
     assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
+
+
+def test_a_strategy_of_ones_own_is_an_entry_too(config):
+    entry = "gvm_jax.strategies.vip:Vip+clip:allocation.min_samples=3:allocation.options.group_baseline=mean"
+    variant = parse(config, entry)
+    assert variant.label == entry
+    assert variant.config(config, 0).allocation.options.to_dict() == {"group_baseline": "mean"}
+    (_, plain, clipped) = plan(config, ["uniform", "gvm_jax.allocation:Gvm"], confounds=["clip"])
+    assert (plain.label, clipped.label) == ("gvm_jax.allocation:Gvm", "gvm_jax.allocation:Gvm+clip")
 
 
 def test_confounds_come_alone_and_together(config):
@@ -120,33 +132,43 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
 @pytest.mark.parametrize(
     ("entries", "more", "message"),
     [
-        (["uniform", "gvn"], {}, "gvn: unknown strategy 'gvn'; use one of uniform, gvm"),
+        (["uniform", "gvn"], {}, "gvn: allocation.strategy = 'gvn': unknown; use one of uniform, gvm"),
         ([], {}, "--strategies=: must name strategies"),
         (["uniform", ""], {}, "--strategies=uniform,: must name strategies"),
         (["uniform", "uniform"], {}, "uniform: the same as uniform"),
-        (["gvm:allocation.alpha=.01", "gvm:allocation.alpha=1e-2"], {}, "the same as gvm:allocation.alpha=.01"),
+        (
+            ["gvm:allocation.options.alpha=.01", "gvm:allocation.options.alpha=1e-2"],
+            {},
+            "the same as gvm:allocation.options.alpha=.01",
+        ),
         (["uniform", "gvm:alpha=1"], {}, "gvm:alpha=1: unknown field 'alpha'"),
-        (["uniform", "gvm:allocation.alpha"], {}, "'allocation.alpha' must be FIELD=VALUE"),
-        (["uniform", "gvm:allocation.alpha=-1"], {}, "allocation.alpha = -1: must be a number >= 0"),
-        (["uniform", "gvm:allocation.alpha=nan"], {}, "allocation.alpha = nan: must be a number >= 0"),
+        (["uniform", "gvm:allocation.options.alpha"], {}, "'allocation.options.alpha' must be FIELD=VALUE"),
         (["uniform", "gvm:allocation.min_samples=1.5"], {}, "allocation.min_samples = 1.5: must be an integer >= 1"),
         (["uniform", "gvm:objective.mask_truncated=0"], {}, "objective.mask_truncated = 0: must be True or False"),
         (["uniform", "gvm:seed=3"], {}, "seed cannot be set here: the comparison sets it"),
         (["uniform", "gvm:allocation.strategy=cures"], {}, "allocation.strategy cannot be set here"),
         (["uniform", "gvm:rollout.stop_tokens=x"], {}, "rollout.stop_tokens cannot be set here"),
-        (["uniform:allocation.alpha=1", "gvm"], {}, "the strategy uniform does not read allocation.alpha"),
+        (
+            ["uniform:allocation.options.alpha=1", "gvm"],
+            {},
+            "allocation.options.alpha: Uniform has no options",
+        ),
         (["uniform", "gvm:allocation.pilot_samples=2"], {}, "add --config.allocation.mode=pilot"),
         (["uniform", "gvm+anchor"], {}, "confound 'anchor' is not offered"),
         (["uniform", "gvm+magic"], {}, "unknown confound 'magic'; use some of updates"),
         (["uniform", "cures+dropped"], {}, "cures+dropped: confound 'dropped' turns gvm into gvm_paper"),
         (["uniform", "gvm+clip:objective.clip_high=0.3"], {}, "a confound sets objective.clip_high too"),
-        (["uniform", "gvm"], {"sweep": "allocation.alpha"}, "--sweep=allocation.alpha: must be FIELD:VALUE"),
-        (["uniform", "gvm"], {"sweep": "allocation.alpha:1,,2"}, "must be FIELD:VALUE"),
+        (
+            ["uniform", "gvm"],
+            {"sweep": "allocation.options.alpha"},
+            "--sweep=allocation.options.alpha: must be FIELD:VALUE",
+        ),
+        (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1,,2"}, "must be FIELD:VALUE"),
         (["uniform", "gvm"], {"sweep": "allocation.gamma:1"}, "unknown field 'allocation.gamma'"),
-        (["uniform", "gvm"], {"sweep": "allocation.alpha:1,1.0"}, "name each variant once"),
-        (["uniform"], {"sweep": "allocation.alpha:1"}, "names the baseline alone"),
+        (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1,1.0"}, "name each variant once"),
+        (["uniform"], {"sweep": "allocation.options.alpha:1"}, "names the baseline alone"),
         (["uniform"], {"confounds": ["clip"]}, "names the baseline alone"),
-        (["uniform", "gvm"], {"sweep": "allocation.alpha:1", "confounds": ["clip"]}, "one at a time"),
+        (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1", "confounds": ["clip"]}, "one at a time"),
     ],
     ids=lambda value: str(value)[:40],
 )

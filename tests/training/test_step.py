@@ -8,9 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from gvm_jax.allocation import Allocator
+from gvm_jax.allocation import Allocator, Gvm, Uniform
 from gvm_jax.allocation.statistics import estimate
-from gvm_jax.allocation.strategies import Cures, Dapo, Gvm, Uniform
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
@@ -18,6 +17,8 @@ from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.runtime.mesh import compiler_options
+from gvm_jax.strategies.cures import Cures
+from gvm_jax.strategies.dapo import Dapo
 from gvm_jax.training.gradient_norms import GradientNormSettings
 from gvm_jax.training.objectives import Objective
 from gvm_jax.training.state import make_optimizer, state_shardings

@@ -27,7 +27,7 @@ class HuggingFaceStep:
         self._sampler = HuggingFace(workload)
         self._norms = HuggingFaceNorms(workload, self._sampler.model)
         self._policy = PaddedPolicy(workload)
-        # The settings of gvm_jax/config/defaults.py.
+        # The settings of gvm_jax/config/fields.py.
         self._optimizer = torch.optim.AdamW(
             self._policy.model.parameters(), lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01, fused=True
         )

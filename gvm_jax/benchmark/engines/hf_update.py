@@ -12,7 +12,7 @@ class HuggingFaceUpdate:
         import torch
 
         self._workload, self._torch, self._policy = workload, torch, PaddedPolicy(workload)
-        # The settings of gvm_jax/config/defaults.py.
+        # The settings of gvm_jax/config/fields.py.
         self._optimizer = torch.optim.AdamW(
             self._policy.model.parameters(), lr=1e-6, betas=(0.9, 0.999), weight_decay=0.01, fused=True
         )

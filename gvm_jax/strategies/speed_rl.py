@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation.statistics import PromptEstimates
-from gvm_jax.allocation.strategies.groups import totals
-from gvm_jax.allocation.strategies.strategy import Constraints, Progress, Strategy, share
+from gvm_jax.allocation import Constraints, Progress, PromptEstimates, Strategy, option
+from gvm_jax.config import integer
+from gvm_jax.strategies.groups import is_mixed, share, tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,8 +20,8 @@ class SpeedRl(Strategy):
     """
 
     rounds: ClassVar[bool] = True
-    screen_samples: int = 4
-    group_size: int = 8  # 20 in the paper
+    screen_samples: int = option(4, integer(at_least=2))
+    group_size: int = option(8, integer(at_least=2))  # 20 in the paper
 
     def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """The screening."""
@@ -29,12 +29,11 @@ class SpeedRl(Strategy):
 
     def more(self, progress: Progress, constraints: Constraints) -> Int[Array, " m"]:
         """The continuation, in whole groups; nothing after it."""
-        mixed = (progress.successes > 0) & (progress.successes < progress.trials) & (progress.rounds == 1)
+        mixed = is_mixed(progress) & (progress.rounds == 1)
         first = mixed & (jnp.cumsum(mixed) <= constraints.budget // self.group_size)
         left = jnp.maximum(constraints.maximum - progress.trials, 0)
         return share(jnp.where(first, jnp.minimum(self.group_size, left), 0), constraints.budget)
 
     def kept(self, rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Bool[Array, " N"]:
-        """The samples of prompts that were continued."""
-        trials = totals(jnp.ones_like(segments), segments, num_segments)
-        return (trials > self.screen_samples)[segments] & (segments < num_segments)
+        continued = tally(rewards, segments, num_segments).trials > self.screen_samples
+        return continued[segments] & (segments < num_segments)

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from gvm_jax.allocation.statistics import PromptEstimates
-from gvm_jax.allocation.strategies.strategy import Constraints, Strategy
+from gvm_jax.allocation import Constraints, PromptEstimates, Strategy, option
+from gvm_jax.config import number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,11 +25,11 @@ class GvmPaper(Strategy):
     """
 
     norms: ClassVar[str] = "accepted"
-    least: ClassVar[int] = 0
-    alpha: float = 1e-3
-    beta: float = 2.0
-    filter_threshold: float = 0.0  # drop prompts with p above it; 0 = off
-    filter_insufficient: float = 0.0  # drop prompts that expect fewer accepted samples, p·n; 0 = off
+    minimum_samples: ClassVar[int] = 0
+    alpha: float = option(1e-3, number(at_least=0))
+    beta: float = option(2.0, number(above=0))
+    filter_threshold: float = option(0.0, number(at_least=0, at_most=1))  # drop prompts with p above it; 0 = off
+    filter_insufficient: float = option(0.0, number(at_least=0))  # drop prompts with a smaller p·n; 0 = off
 
     def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """Integers with sum `constraints.budget`."""
@@ -39,35 +39,32 @@ class GvmPaper(Strategy):
             drawn, measured = seen.trials.astype(jnp.float64), seen.norm_count.astype(jnp.float64)
             p = jnp.where(drawn > 0, seen.successes.astype(jnp.float64) / jnp.where(drawn > 0, drawn, 1), 0)
             norm = jnp.where(measured > 0, seen.norm_sum.astype(jnp.float64) / jnp.where(measured > 0, measured, 1), 0)
-            valid = constraints.maximum > 0
-            counts = self._round(self._shares(norm, p, valid, budget), budget)
-            return counts.astype(jnp.int32)
+            return _round(self._shares(norm, p, budget), budget).astype(jnp.int32)
 
-    def _shares(self, norm: Float[Array, " m"], p: Float[Array, " m"], valid, budget) -> Float[Array, " m"]:
-        positive = (norm > 0) & (p > 0) & valid
+    def _shares(self, norm: Float[Array, " m"], p: Float[Array, " m"], budget: Int[Array, ""]) -> Float[Array, " m"]:
+        positive = (norm > 0) & (p > 0)
         rate = jnp.where(positive, p, 1)
         damped = jnp.sqrt(rate + self.alpha / jnp.power(rate, self.beta - 1.0))
-        shares = _normalise(jnp.where(positive, norm / damped, 0), valid)
+        shares = _normalise(jnp.where(positive, norm / damped, 0))
         if self.filter_threshold > 0:
             shares = jnp.where(p <= self.filter_threshold, shares, 0)
         if self.filter_insufficient > 0:
             shares = jnp.where(p * shares * budget >= self.filter_insufficient, shares, 0)
-        return _normalise(shares, valid)
-
-    @staticmethod
-    def _round(shares: Float[Array, " m"], budget: Int[Array, ""]) -> Int[Array, " m"]:
-        scaled = shares * budget
-        counts = jnp.round(scaled).astype(jnp.int64)
-        error = budget - counts.sum()
-        residuals = scaled - counts
-        order = jnp.argsort(jnp.where(error > 0, -residuals, residuals), stable=True)
-        rank = jnp.argsort(order, stable=True)
-        return counts + jnp.sign(error) * (rank < jnp.abs(error))
+        return _normalise(shares)
 
 
-def _normalise(weights: Float[Array, " m"], valid) -> Float[Array, " m"]:
+def _round(shares: Float[Array, " m"], budget: Int[Array, ""]) -> Int[Array, " m"]:
+    scaled = shares * budget
+    counts = jnp.round(scaled).astype(jnp.int64)
+    error = budget - counts.sum()
+    residuals = scaled - counts
+    order = jnp.argsort(jnp.where(error > 0, -residuals, residuals), stable=True)
+    rank = jnp.argsort(order, stable=True)
+    return counts + jnp.sign(error) * (rank < jnp.abs(error))
+
+
+def _normalise(weights: Float[Array, " m"]) -> Float[Array, " m"]:
     """Weights over their sum; equal ones where all are 0."""
     # In order, as Python's sum() does: another order rounds differently, which decides ties.
     total, _ = jax.lax.scan(lambda total, weight: (total + weight, None), jnp.zeros((), weights.dtype), weights)
-    equal = valid / jnp.maximum(valid.sum(), 1)
-    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), equal)
+    return jnp.where(total > 0, weights / jnp.where(total > 0, total, 1), 1 / weights.size)

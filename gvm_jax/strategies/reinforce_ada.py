@@ -6,19 +6,18 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation import solver
-from gvm_jax.allocation.statistics import PromptEstimates
-from gvm_jax.allocation.strategies.groups import balanced
-from gvm_jax.allocation.strategies.strategy import Constraints, ProgramStrategy, Progress, Strategy, share
+from gvm_jax.allocation import Constraints, Progress, PromptEstimates, Strategy, option, solver
+from gvm_jax.allocation.groups import rank_within
+from gvm_jax.config import integer
+from gvm_jax.strategies.groups import share, tally
 
 
 @dataclasses.dataclass(frozen=True)
-class ReinforceAdaEst(ProgramStrategy):
+class ReinforceAdaEst(Strategy):
     """Reinforce-Ada-Est, arXiv 2510.04996: n ∝ 1/√p, with p from a decayed Beta posterior."""
 
     def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
-        """Of a/n with a = 1/p."""
-        return solver.inverse(1 / estimates.accept_rate)
+        return solver.sample_mean(1 / estimates.accept_rate)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,18 +30,18 @@ class ReinforceAdaSeq(Strategy):
     """
 
     rounds: ClassVar[bool] = True
-    round_size: int = 4
-    max_rounds: int = 4
-    accepted_wanted: int = 2
-    rejected_wanted: int = 2
-    group_size: int = 8
+    round_size: int = option(4, integer(at_least=1))
+    max_rounds: int = option(4, integer(at_least=1))
+    accepted_wanted: int = option(2, integer(at_least=1))
+    rejected_wanted: int = option(2, integer(at_least=0))
+    group_size: int = option(8, integer(at_least=2))
 
     def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
         """`round_size` each."""
         return share(jnp.minimum(self.round_size, constraints.maximum), constraints.budget)
 
     def more(self, progress: Progress, constraints: Constraints) -> Int[Array, " m"]:
-        """`round_size` for those that go on."""
+        """`round_size` for prompts that go on."""
         rejected = progress.trials - progress.successes
         enough = (progress.successes >= self.accepted_wanted) & (rejected >= self.rejected_wanted)
         goes_on = ~enough & (progress.trials > 0) & (progress.rounds < self.max_rounds)
@@ -50,5 +49,9 @@ class ReinforceAdaSeq(Strategy):
         return share(jnp.where(goes_on, left, 0), constraints.budget)
 
     def kept(self, rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Bool[Array, " N"]:
-        """Half accepted and half rejected samples of each prompt, more of one where the other has too few."""
-        return balanced(rewards > 0, segments, num_segments, self.group_size)
+        """Of each prompt the earliest, half of them accepted; more of one outcome where the other is short."""
+        drawn, accepted, size = tally(rewards, segments, num_segments), rewards > 0, self.group_size
+        rejected = drawn.trials - drawn.successes
+        take = jnp.clip(size - jnp.minimum(rejected, size - size // 2), 0, drawn.successes)
+        quota = jnp.where(accepted, take[segments], (size - take)[segments])
+        return (rank_within(2 * segments + accepted) < quota) & (segments < num_segments)

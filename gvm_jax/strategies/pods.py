@@ -4,10 +4,12 @@ import dataclasses
 from typing import ClassVar
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation.strategies.groups import totals
-from gvm_jax.allocation.strategies.uniform import Uniform
+from gvm_jax.allocation import Uniform, option
+from gvm_jax.allocation.groups import rank_within
+from gvm_jax.config import integer
+from gvm_jax.strategies.groups import tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,17 +21,16 @@ class Pods(Uniform):
     """
 
     baseline: ClassVar[str] = "kept"
-    group_size: int = 8
+    group_size: int = option(8, integer(at_least=2))
 
-    def kept(self, rewards: Float[Array, " N"], segments, num_segments: int) -> Bool[Array, " N"]:
+    def kept(self, rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Bool[Array, " N"]:
         """The subset of each prompt; all of its samples where there are no more than `group_size`."""
-        order = jnp.lexsort((rewards, segments))  # by segment, the lowest reward first
-        values, of = rewards[order], segments[order]
-        sizes = totals(jnp.ones_like(segments), segments, num_segments)
+        ranked = rewards[jnp.lexsort((rewards, segments))]  # by segment, the lowest reward first
+        sizes = tally(rewards, segments, num_segments).trials
         first = jnp.cumsum(sizes) - sizes
         size = jnp.minimum(self.group_size, sizes)
         # Prefix sums in order: those over a segment's lowest and highest rewards are differences of two.
-        sums, squares = (jnp.concatenate([jnp.zeros(1), jnp.cumsum(x)]) for x in (values, values**2))
+        sums, squares = (jnp.concatenate([jnp.zeros(1), jnp.cumsum(x)]) for x in (ranked, ranked**2))
 
         def variance(high):
             high = jnp.minimum(high, size)
@@ -43,6 +44,6 @@ class Pods(Uniform):
 
         best = jnp.argmax(jnp.stack([variance(high) for high in range(self.group_size + 1)]), axis=0)
         high = jnp.minimum(best, size)
-        place = jnp.arange(len(rewards)) - first[of]
-        chosen = (place < (size - high)[of]) | (place >= (sizes - high)[of])
-        return jnp.zeros_like(chosen).at[order].set(chosen) & (segments < num_segments)
+        rank = rank_within(segments, rewards)
+        chosen = (rank < (size - high)[segments]) | (rank >= (sizes - high)[segments])
+        return chosen & (segments < num_segments)

@@ -8,12 +8,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from gvm_jax.allocation import solver
+from gvm_jax.allocation.options import option
 from gvm_jax.allocation.statistics import PromptEstimates
-from gvm_jax.allocation.strategies.strategy import ProgramStrategy
+from gvm_jax.allocation.strategy import Strategy
+from gvm_jax.config import number
 
 
 @dataclasses.dataclass(frozen=True)
-class Gvm(ProgramStrategy):
+class Gvm(Strategy):
     """GVM, arXiv 2505.02391, with posterior estimates, bounds and exact integers.
 
     Rejection sampling with n draws at accept rate p has a gradient variance of at most G²/(p·n) (Lemma 1).
@@ -25,12 +27,11 @@ class Gvm(ProgramStrategy):
     """
 
     norms: ClassVar[str] = "accepted"
-    alpha: float = 1e-3
-    beta: float = 2.0
+    alpha: float = option(1e-3, number(at_least=0))
+    beta: float = option(2.0, number(above=0))
 
     def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
-        """Of a/n."""
-        return solver.inverse(self.coefficients(estimates.accept_rate, estimates.gradient_norm))
+        return solver.sample_mean(self.coefficients(estimates.accept_rate, estimates.gradient_norm))
 
     def coefficients(self, accept_rate: Float[Array, " m"], gradient_norm: Float[Array, " m"]) -> Float[Array, " m"]:
         """a; p = 0 gives its limit, which is 0 for β > 1 unless α is 0."""
@@ -41,10 +42,9 @@ class Gvm(ProgramStrategy):
 
 @dataclasses.dataclass(frozen=True)
 class GvmRates(Gvm):
-    """GVM with G = 1 for all prompts: what the accept rates alone are worth. No gradient norm is measured."""
+    """GVM with G = 1 for all prompts, so by accept rates alone. No gradient norm is measured."""
 
     norms: ClassVar[str] = "none"
 
     def marginal_gain(self, estimates: PromptEstimates) -> solver.MarginalGain:
-        """Of a/n."""
-        return solver.inverse(self.coefficients(estimates.accept_rate, jnp.ones_like(estimates.accept_rate)))
+        return solver.sample_mean(self.coefficients(estimates.accept_rate, jnp.ones_like(estimates.accept_rate)))

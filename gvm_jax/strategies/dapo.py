@@ -1,4 +1,4 @@
-"""DAPO's dynamic sampling: groups that say nothing are replaced by other prompts."""
+"""DAPO's dynamic sampling: other prompts replace groups that have no gradient."""
 
 import dataclasses
 from typing import ClassVar
@@ -6,9 +6,9 @@ from typing import ClassVar
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.allocation.statistics import PromptEstimates
-from gvm_jax.allocation.strategies.groups import totals
-from gvm_jax.allocation.strategies.strategy import Constraints, Progress, Strategy, share
+from gvm_jax.allocation import Constraints, Progress, PromptEstimates, Strategy, option
+from gvm_jax.config import integer
+from gvm_jax.strategies.groups import is_mixed, share, tally
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,25 +21,19 @@ class Dapo(Strategy):
     """
 
     rounds: ClassVar[bool] = True
-    group_size: int = 8
-    groups: int = 0  # 0 = half of the step's prompts
+    group_size: int = option(8, integer(at_least=2))
+    groups: int = option(0, integer(at_least=0))  # 0 = half of the step's prompts
 
     def counts(self, estimates: PromptEstimates, constraints: Constraints) -> Int[Array, " m"]:
-        """A group for each of the first prompts."""
         none = jnp.zeros_like(constraints.maximum)
         return self.more(Progress(successes=none, trials=none, rounds=jnp.int32(0)), constraints)
 
     def more(self, progress: Progress, constraints: Constraints) -> Int[Array, " m"]:
         """A group for each that is missing, of prompts that were not sampled yet; whole groups only."""
-        pool = constraints.maximum > 0
-        wanted = self.groups or jnp.maximum(pool.sum() // 2, 1)
-        mixed = (progress.successes > 0) & (progress.successes < progress.trials)
-        missing = jnp.clip(wanted - mixed.sum(), 0, constraints.budget // self.group_size)
-        fresh = pool & (progress.trials == 0)
+        wanted = self.groups or max(progress.trials.size // 2, 1)
+        missing = jnp.clip(wanted - is_mixed(progress).sum(), 0, constraints.budget // self.group_size)
+        fresh = progress.trials == 0
         return share(jnp.where(fresh & (jnp.cumsum(fresh) <= missing), self.group_size, 0), constraints.budget)
 
     def kept(self, rewards: Float[Array, " N"], segments: Int[Array, " N"], num_segments: int) -> Bool[Array, " N"]:
-        """The samples of groups with both outcomes."""
-        successes = totals((rewards > 0).astype(jnp.int32), segments, num_segments)
-        trials = totals(jnp.ones_like(segments), segments, num_segments)
-        return ((successes > 0) & (successes < trials))[segments] & (segments < num_segments)
+        return is_mixed(tally(rewards, segments, num_segments))[segments] & (segments < num_segments)
