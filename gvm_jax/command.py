@@ -18,7 +18,7 @@ import pathlib
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from absl import app, flags
@@ -159,20 +159,6 @@ def split_fields(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     return fields, rest
 
 
-def set_fields(config: ConfigDict, fields: Mapping[str, Any]) -> None:
-    """Sets fields by their dotted names.
-
-    Raises:
-      ConfigError: an option that the config file sets has another type.
-    """
-    for name, value in fields.items():
-        *sections, last = name.split(".")
-        try:
-            functools.reduce(getattr, sections, config)[last] = value
-        except TypeError as error:
-            raise ConfigError(f"--config.{name}={value!r}: {error}") from error
-
-
 def help_text(main: Callable[[], None], required: Sequence[str]) -> str:
     """The output of --help: the docstring of the command's module, which has an example, and its flags."""
     module = main.__module__
@@ -228,6 +214,5 @@ def parse(main: Callable[[], None], required: Sequence[str], argv: list[str]) ->
         if "workdir" in flags.FLAGS and _WORKDIR.value == "":
             fail("--workdir= is empty; name a folder, or leave the flag out for runs/ and the config's name")
         if "config" in flags.FLAGS and _CONFIG.value:
-            _loaded = load_config(_CONFIG.value)
-            set_fields(_loaded, fields)
+            _loaded = load_config(_CONFIG.value, fields)
     return rest

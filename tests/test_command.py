@@ -66,7 +66,7 @@ MISTAKES = {
     OWN + "none.py": "the file defines no get_config()",
     OWN + "argument.py": "get_config() returns None; it must return the config",
     OWN + "argument.py:raft": "its get_config() does not fit the argument 'raft'",
-    OWN + "own.py --config.allocation.options.power=x": "--config.allocation.options.power='x': ",
+    OWN + "own.py --config.allocation.options.power=x": "allocation.options.power = 'x': ",
 }
 
 

@@ -1,10 +1,13 @@
-"""Config files: Python files with a function get_config(argument)."""
+"""Configs from files: those of `configs/`, and a user's own."""
 
 import difflib
+import functools
 import importlib.util
 import pathlib
 import re
 import traceback
+from collections.abc import Mapping
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -12,17 +15,18 @@ from gvm_jax.config.defaults import lock
 from gvm_jax.config.rules import ConfigError
 from gvm_jax.config.validation import hint
 
-SHIPPED = pathlib.Path(__file__).parent.parent / "configs"  # the checkout's configs/, or a copy in an installed package
+SHIPPED = pathlib.Path(__file__).parent.parent / "configs"  # the checkout's configs/; a copy in an installed package
 
 
-def load_config(given: str) -> ConfigDict:
+def load_config(given: str, fields: Mapping[str, Any] | None = None) -> ConfigDict:
     """The config of a file, locked.
 
     Args:
       given: FILE or FILE:ARGUMENT, as --config is given; files of configs/ are found from every folder.
+      fields: values of fields by dotted name, in place of the file's.
 
     Raises:
-      ConfigError: no such file, or it raises an error, whose line is named.
+      ConfigError: no such file or field, a value of a wrong type, or the file raises an error, whose line is named.
     """
     path, colon, argument = given.partition(":")
     file = pathlib.Path(path)
@@ -51,7 +55,20 @@ def load_config(given: str) -> ConfigDict:
         else:  # the call itself raised it
             problem = f"--config={given}: its get_config() does not fit the argument {argument!r}; {error}"
         raise ConfigError(problem) from error
-    return lock(loaded)
+    lock(loaded)
+    for name, value in (fields or {}).items():
+        _set(loaded, name, value)
+    return loaded
+
+
+def _set(config: ConfigDict, name: str, value: Any) -> None:
+    *sections, last = name.split(".")
+    try:
+        functools.reduce(getattr, sections, config)[last] = value
+    except (AttributeError, KeyError) as error:
+        raise ConfigError(f"{name}: no such field; {hint(name)}") from error
+    except TypeError as error:
+        raise ConfigError(f"{name} = {value!r}: {error}") from error
 
 
 def _reason(error: Exception, line: str) -> str:
