@@ -1,0 +1,33 @@
+"""A model is assembled as its platform has it."""
+
+import jax.numpy as jnp
+import pytest
+
+from configs import default
+from gvm_jax.config import ConfigError
+from gvm_jax.models.assemble import make_model
+
+
+@pytest.mark.parametrize(
+    ("fields", "platform", "dtype", "attention"),
+    [
+        ({}, "tpu", "bfloat16", "splash"),
+        ({}, "gpu", "bfloat16", "cudnn"),
+        ({"compute_dtype": "float32"}, "gpu", "float32", "xla"),
+        ({"compute_dtype": "bfloat16", "remat": "dots"}, None, "bfloat16", "xla"),  # of the mesh's devices, CPUs
+    ],
+)
+def test_dtype_and_attention_follow_the_platform(tiny, mesh, fields, platform, dtype, attention):
+    settings = default.get_config().model
+    settings.update(fields)
+    model, described = make_model(settings, tiny[0].config, mesh, platform)
+    assert (model.dtype, model.attention, model.remat) == (jnp.dtype(dtype), attention, settings.remat)
+    assert model.abstract_params == tiny[0].abstract_params
+    assert f"computed in {dtype}: " in described and described.endswith(f"trained with attention {attention}")
+
+
+def test_an_attention_of_another_platform_is_refused(tiny, mesh):
+    settings = default.get_config().model
+    settings.attention = "splash"
+    with pytest.raises(ConfigError, match="runs on TPUs"):
+        make_model(settings, tiny[0].config, mesh)
