@@ -28,8 +28,8 @@ from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 from gvm_jax.training.trainer import Trainer
 

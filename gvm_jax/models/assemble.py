@@ -1,6 +1,7 @@
 """A model from the section `model` of a config: compute dtype and attention as the devices have them."""
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -8,7 +9,7 @@ from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding
-from gvm_jax.runtime.mesh import resolve_compute_dtype
+from gvm_jax.runtime import cpu
 
 
 def make_model(
@@ -31,3 +32,18 @@ def make_model(
     model = Model(network, dtype, settings.remat, activation_sharding=batch_sharding(mesh), attention=attention)
     parameters = sum(x.size for x in jax.tree.leaves(model.abstract_params))
     return model, f"{parameters / 1e6:.1f} M parameters, computed in {reason}; trained with attention {attention}"
+
+
+def resolve_compute_dtype(name: str, platform: str | None = None) -> tuple[jnp.dtype, str]:
+    """The dtype that `model.compute_dtype` stands for on a platform (default: JAX's own), and one line why.
+
+    "auto" is bfloat16 on TPUs and GPUs, and the faster dtype on a CPU.
+    """
+    platform = platform or jax.default_backend()
+    fast, why = (True, "") if platform in ("tpu", "gpu") else cpu.fast_bfloat16()
+    if name == "auto":
+        name = "bfloat16" if fast else "float32"
+        return jnp.dtype(name), f"{name}: auto on {platform}" + (f", {why}" if why else "")
+    slow = name == "bfloat16" and platform == "cpu" and jax.__version_info__ < (0, 12)
+    remark = ", though float32 is much faster on a CPU before jax 0.12" if slow else ""
+    return jnp.dtype(name), f"{name}: model.compute_dtype asks for it{remark}"

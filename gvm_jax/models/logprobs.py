@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.models.packed_attention import segment_attention
-from gvm_jax.models.products import outer
 from gvm_jax.models.qwen2 import Qwen2
+from gvm_jax.runtime.cpu import outer
 
 VOCABULARY_CHUNK = 128
 

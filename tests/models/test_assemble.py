@@ -1,11 +1,13 @@
 """A model is assembled as its platform has it."""
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from configs import default
 from gvm_jax.config import ConfigError
-from gvm_jax.models.assemble import make_model
+from gvm_jax.models.assemble import make_model, resolve_compute_dtype
+from gvm_jax.runtime import cpu
 
 
 @pytest.mark.parametrize(
@@ -31,3 +33,23 @@ def test_an_attention_of_another_platform_is_refused(tiny, mesh):
     settings.attention = "splash"
     with pytest.raises(ConfigError, match="runs on TPUs"):
         make_model(settings, tiny[0].config, mesh)
+
+
+@pytest.mark.parametrize(
+    ("name", "platform", "version", "amx", "dtype"),
+    [
+        ("auto", "tpu", (0, 10, 2), False, jnp.bfloat16),
+        ("auto", "gpu", (0, 10, 2), False, jnp.bfloat16),
+        ("auto", "cpu", (0, 12, 0), True, jnp.bfloat16),
+        ("auto", "cpu", (0, 12, 0), False, jnp.float32),
+        ("auto", "cpu", (0, 11, 9), True, jnp.float32),
+        ("float32", "tpu", (0, 12, 0), True, jnp.float32),
+        ("bfloat16", "cpu", (0, 10, 2), False, jnp.bfloat16),
+    ],
+)
+def test_the_compute_dtype_is_the_faster_one(monkeypatch, name, platform, version, amx, dtype):
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(cpu, "_has_amx", lambda: amx)
+    resolved, reason = resolve_compute_dtype(name, platform)
+    assert resolved == dtype
+    assert reason.startswith(f"{resolved.name}: ") and "\n" not in reason

@@ -9,9 +9,9 @@ import pytest
 
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.logprobs import hidden_states, select_logprobs, token_logprobs
-from gvm_jax.models.products import matmul, outer
 from gvm_jax.models.qwen2 import REMAT, Model
 from gvm_jax.models.sharding import batch_sharding
+from gvm_jax.runtime.cpu import outer, tensordot
 
 CONFIG = Qwen2Config(
     vocab_size=19, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=4,
@@ -34,9 +34,9 @@ def params():
     return jax.tree.map(lambda x: 5 * x, Model(CONFIG).init(1))
 
 
-def through_chunks(params, batch, chunk, remat="none", masked=(), rows=None):
+def through_chunks(params, batch, chunk, remat="none", masked=(), activation_sharding=None):
     config = dataclasses.replace(CONFIG, masked_ids=masked)
-    model, (tokens, wanted, cotangents) = Model(config, remat=remat, rows=rows), batch
+    model, (tokens, wanted, cotangents) = Model(config, remat=remat, activation_sharding=activation_sharding), batch
     segments, positions = jnp.zeros_like(tokens), jnp.broadcast_to(jnp.arange(9), tokens.shape)
 
     def loss(params):
@@ -149,7 +149,7 @@ def test_an_unknown_remat_is_refused():
 def test_the_gradient_of_a_product_is_that_of_differentiation(dtype):
     rng = np.random.default_rng(1)
     x, w, cotangents = (jnp.asarray(rng.normal(size=shape), dtype) for shape in ((7, 5), (5, 3), (7, 3)))
-    product, pull = jax.vjp(matmul, x, w)
+    product, pull = jax.vjp(lambda x, w: tensordot(x, w, 1), x, w)
     of_x, of_w = pull(cotangents)
     x, w, cotangents = (np.asarray(a, np.float64) for a in (x, w, cotangents))
     tolerance = 1e-5 if dtype == np.float32 else 2e-2

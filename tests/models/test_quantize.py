@@ -9,8 +9,9 @@ import pytest
 
 from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.quantize import quantize, quantize_matrix
-from gvm_jax.models.qwen2 import Model, unstack
+from gvm_jax.models.qwen2 import Model, Qwen2, UnstackedQwen2
 from gvm_jax.models.sharding import param_shardings
+from gvm_jax.runtime import cpu
 
 # Outputs of each matrix, by its own axes: every other axis is contracted and shares a scale.
 OUTPUTS = {"embed_tokens": "vd->v", "lm_head": "vd->v", "gate_proj": "ldf->lf", "up_proj": "ldf->lf"} | {
@@ -126,8 +127,8 @@ def test_logits_are_those_of_the_rounded_weights(network, stacked):
     config, params = network
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, 17)
     expected = numpy_logits(config, dequantised(quantize(params)), tokens)
-    model = Model(config, stacked=stacked, weight_dtype="int8")
-    rounded = quantize(params if stacked else unstack(params))
+    model = Model(config, network=Qwen2 if stacked else UnstackedQwen2, weight_dtype="int8")
+    rounded = quantize(params if stacked else cpu.unstack(params))
     logits = jax.jit(lambda p, t: logits_of(model, p, t))(rounded, tokens)
     np.testing.assert_allclose(logits, expected, atol=2e-5)
     exact = numpy_logits(config, dequantised(params), tokens)
@@ -137,12 +138,12 @@ def test_logits_are_those_of_the_rounded_weights(network, stacked):
 def test_scales_are_not_rounded_to_the_compute_dtype(tiny):
     """48 ones times a scale: the product is rounded once, to the output's dtype."""
     config = tiny[0].config
-    rounded = unstack(quantize(tiny[1]))
+    rounded = cpu.unstack(quantize(tiny[1]))
     head, gate = rounded["lm_head"], rounded["layers"][0]["gate_proj"]
     for node in (head, gate):
         node["kernel"] = jnp.ones_like(node["kernel"])
         node["scale"] = 1.0 + jnp.arange(node["scale"].size) / 4096
-    module = Model(config, jnp.bfloat16, stacked=False, weight_dtype="int8").bind(rounded)
+    module = Model(config, jnp.bfloat16, network=UnstackedQwen2, weight_dtype="int8").bind(rounded)
     ones = jnp.ones((1, config.hidden_size), jnp.bfloat16)
     logits, gated = module.logits(ones)[0], module.layers[0].gate_proj(ones)[0]
     assert logits.dtype == jnp.float32 and gated.dtype == jnp.bfloat16
@@ -153,8 +154,8 @@ def test_scales_are_not_rounded_to_the_compute_dtype(tiny):
 @pytest.mark.parametrize("stacked", [True, False])
 def test_the_model_declares_the_tree_that_quantize_gives(network, stacked, test_mesh):
     config, params = network
-    model = Model(config, stacked=stacked, weight_dtype="int8")
-    rounded = quantize(params if stacked else unstack(params))
+    model = Model(config, network=Qwen2 if stacked else UnstackedQwen2, weight_dtype="int8")
+    rounded = quantize(params if stacked else cpu.unstack(params))
     shape_and_dtype = jax.tree.map(lambda x: (x.shape, x.dtype), model.abstract_params)
     assert shape_and_dtype == jax.tree.map(lambda x: (x.shape, x.dtype), rounded)
     shardings = param_shardings(model, test_mesh(fsdp=2, tensor=2))

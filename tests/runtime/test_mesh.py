@@ -1,11 +1,10 @@
-"""Sizes fill the devices or are refused; the compute dtype follows the device."""
+"""Sizes fill the devices or are refused."""
 
 import os
 import subprocess
 import sys
 
 import jax
-import jax.numpy as jnp
 import pytest
 
 from gvm_jax.config import ConfigError, get_config
@@ -57,24 +56,3 @@ def test_a_mesh_over_given_devices_uses_these():
     sizes.tensor = 2
     with pytest.raises(ConfigError, match=r"mesh\.tensor = 2: cannot be laid over 1 "):
         mesh.make_mesh(sizes, jax.devices()[:1])
-
-
-@pytest.mark.parametrize(
-    ("name", "backend", "version", "amx", "dtype"),
-    [
-        ("auto", "tpu", (0, 10, 2), False, jnp.bfloat16),
-        ("auto", "gpu", (0, 10, 2), False, jnp.bfloat16),
-        ("auto", "cpu", (0, 12, 0), True, jnp.bfloat16),
-        ("auto", "cpu", (0, 12, 0), False, jnp.float32),
-        ("auto", "cpu", (0, 11, 9), True, jnp.float32),
-        ("float32", "tpu", (0, 12, 0), True, jnp.float32),
-        ("bfloat16", "cpu", (0, 10, 2), False, jnp.bfloat16),
-    ],
-)
-def test_the_compute_dtype_is_the_faster_one(monkeypatch, name, backend, version, amx, dtype):
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
-    monkeypatch.setattr(jax, "__version_info__", version)
-    monkeypatch.setattr(mesh, "_cpu_has_amx", lambda: amx)
-    resolved, reason = mesh.resolve_compute_dtype(name)
-    assert resolved == dtype
-    assert reason.startswith(f"{resolved.name}: ") and "\n" not in reason

@@ -82,7 +82,7 @@ def test_a_folder_that_is_not_there_is_made_by_take_alone(tmp_path):
 
 
 def test_only_the_first_process_of_a_run_holds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner_module.processes, "is_first", lambda: False)
+    monkeypatch.setattr(owner_module.collectives, "is_first", lambda: False)
     with Owner(tmp_path) as owner:
         owner.take()
     assert not os.listdir(tmp_path)

@@ -16,8 +16,8 @@ from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings
 from gvm_jax.training.objectives import Objective
 from gvm_jax.training.state import make_optimizer, state_shardings

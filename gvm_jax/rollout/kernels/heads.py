@@ -36,6 +36,18 @@ def check_groups(q: Float[Array, "N T H D"], cache: Float[Array, "LP page KV2 Dc
         )
 
 
+def group_queries(q: Float[Array, "N T H D"], kv_heads: int) -> Float[Array, "N K TG D"]:
+    """The queries that read one KV head as the rows of one matrix."""
+    n, t, _, head_dim = q.shape
+    return q.reshape(n, t, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(n, kv_heads, -1, head_dim)
+
+
+def ungroup_queries(x: Float[Array, "N K TG ..."], t: int) -> Float[Array, "N T H ..."]:
+    """The results of `group_queries` by query and head."""
+    n, kv_heads, _, *rest = x.shape
+    return x.reshape(n, kv_heads, t, -1, *rest).swapaxes(1, 2).reshape(n, t, -1, *rest)
+
+
 def split_heads(function: Callable, mesh: Mesh | None, kv_heads: int, num_results: int) -> Callable:
     """`function(q, cache, *others)` run on each device of the mesh, on the device's own heads.
 
