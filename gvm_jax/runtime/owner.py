@@ -23,7 +23,7 @@ from absl import logging
 
 from gvm_jax.config import ConfigError
 from gvm_jax.runtime import collectives
-from gvm_jax.runtime.metrics import naming
+from gvm_jax.runtime.files import naming
 from gvm_jax.runtime.workdir import workdir_path
 
 _FILE = "lock"

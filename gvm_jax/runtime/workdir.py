@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gvm_jax.config import RULES, ConfigError, OnResume, differences, flat, from_json, shown, to_json
-from gvm_jax.runtime.metrics import complete_lines, naming
+from gvm_jax.runtime.files import complete_lines, write_atomically
 
 _UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "profile/*/*/*/*", "wandb/offline-run-*/*.wandb")
 
@@ -155,8 +155,8 @@ def record_config(files: Workdir, config: ConfigDict, step: int) -> dict[str, tu
     if changes:
         kept.append({"step": step + 1, "changes": changes})
     if lines or kept:
-        _replace(epath.Path(history), "".join(json.dumps(line) + "\n" for line in kept))
-    _replace(files.path / "config.json", to_json(config))
+        write_atomically(history, "".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(files.path / "config.json", to_json(config))
     return changes
 
 
@@ -190,14 +190,6 @@ def _last_step(path: epath.Path) -> int:
         return int(json.loads(lines[-1])["step"]) if lines else 0
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: its last line is no step of a record; remove or repair the line") from error
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    """Writes a file of which a reader, or a crash, sees the old or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    with naming(path):
-        partial.write_text(text)
-        partial.replace(path)
 
 
 def _is_remote(path: epath.Path) -> bool:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from gvm_jax.runtime.metrics import MetricsWriter, RecordError, read_metrics, read_rows
+from gvm_jax.runtime.files import RecordError
+from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 
 
 def write_steps(workdir, steps, **kwargs):
@@ -33,7 +34,7 @@ def test_values_come_back(tmp_path):
         {"step": 0, "tokens": 2**40, "loss": 0.5, "skipped": 1},
         {"step": 2, "loss": None, "norm": None},
     ]
-    first, second = read_metrics(tmp_path)
+    first, second = read_rows(tmp_path)
     assert first["tokens"] == 2**40 and math.isnan(second["loss"])
     (row,) = read_rows(tmp_path, "allocation")
     assert row["count"] == [1, 2] and math.isnan(row["norm"][1])
@@ -42,7 +43,7 @@ def test_values_come_back(tmp_path):
 def test_a_line_is_on_disk_once_written(tmp_path):
     writer = MetricsWriter(tmp_path)
     writer.write(1, {"reward": 0.5})
-    assert read_metrics(tmp_path) == [{"step": 1, "reward": 0.5}]
+    assert read_rows(tmp_path) == [{"step": 1, "reward": 0.5}]
     writer.close()
 
 
@@ -53,7 +54,7 @@ def test_resume_drops_later_steps_and_a_torn_line_and_keeps_the_others(tmp_path,
         with (tmp_path / f"{name}.jsonl").open("ab") as file:
             file.write(tail)
     kept = {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in ("metrics", "allocation")}
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    assert [line["step"] for line in read_rows(tmp_path)] == [1, 2, 3, 4, 5]
 
     write_steps(tmp_path, range(4, 7), resume_step=3)
     for name, before in kept.items():
@@ -67,13 +68,13 @@ def test_a_torn_line_after_the_last_kept_step_is_dropped(tmp_path):
     with (tmp_path / "metrics.jsonl").open("ab") as file:
         file.write(b'{"step": 4')
     write_steps(tmp_path, [4], resume_step=3)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
+    assert [line["step"] for line in read_rows(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_a_run_from_its_start_drops_all_earlier_lines(tmp_path):
     write_steps(tmp_path, range(0, 4))
     write_steps(tmp_path, range(0, 2))
-    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
+    assert [line["step"] for line in read_rows(tmp_path)] == [0, 1]
 
 
 def test_a_step_is_refused_twice_also_across_a_resume(tmp_path):
@@ -94,21 +95,21 @@ def test_a_broken_line_is_named(tmp_path):
     write_steps(tmp_path, [1])
     (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nnonsense\n{"step": 3}\n')
     with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: not JSON; remove or repair"):
-        read_metrics(tmp_path)
+        read_rows(tmp_path)
     with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2"):
         MetricsWriter(tmp_path, resume_step=3)
 
 
 def test_a_workdir_without_metrics_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--workdir"):
-        read_metrics(tmp_path)
+        read_rows(tmp_path)
 
 
 def test_only_the_active_process_writes(tmp_path):
     write_steps(tmp_path, [1, 2])
     before = sorted(tmp_path.rglob("*"))
     write_steps(tmp_path, [1], active=False)
-    assert sorted(tmp_path.rglob("*")) == before and len(read_metrics(tmp_path)) == 2
+    assert sorted(tmp_path.rglob("*")) == before and len(read_rows(tmp_path)) == 2
 
 
 def events(path):
