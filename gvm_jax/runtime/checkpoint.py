@@ -1,4 +1,9 @@
-"""Where a run stands: `checkpoints/` of its workdir, each checked when it is restored."""
+"""A run's checkpoints: `checkpoints/STEP` of its workdir, each checked when it is restored.
+
+Orbax writes and reads the arrays, in the background and from all processes, and keeps the newest and the best steps.
+It does not notice altered values, casts another dtype in silence and does not fall back to an earlier step. So a
+checkpoint also records what it holds: the layout and a checksum of every array.
+"""
 
 import contextlib
 import dataclasses
@@ -21,6 +26,7 @@ from orbax.checkpoint import checkpoint_managers
 from gvm_jax.config import ConfigError, diff
 from gvm_jax.errors import InputError
 from gvm_jax.runtime.checksums import checksums
+from gvm_jax.runtime.files import complete_lines
 from gvm_jax.runtime.workdir import workdir_path
 
 
@@ -32,16 +38,16 @@ class CheckpointError(OSError):
     """A checkpoint that cannot be saved, or none that can be read; the message names it and says what to do."""
 
 
-def _is_news(record: standard_logging.LogRecord) -> bool:
-    """Whether a line of the log is not what Orbax's threads say, traceback and all, of an error raised here later."""
+def _not_from_orbax_threads(record: standard_logging.LogRecord) -> bool:
+    """False for the tracebacks that Orbax's threads log of an error that is raised here later."""
     return not (record.exc_info and f"{os.sep}orbax{os.sep}" in record.pathname)
 
 
 _former_hook = sys.unraisablehook
 
 
-def _print_news(unraisable: Any) -> None:
-    """The former hook, but for the writes that TensorStore ends after Orbax has given up on one of them."""
+def _ignore_closed_loops(unraisable: Any) -> None:
+    """The former hook, but for writes that TensorStore ends after Orbax has given up on one of them."""
     if str(unraisable.exc_value) != "Event loop is closed":
         _former_hook(unraisable)
 
@@ -52,9 +58,9 @@ def _layout(state: Any) -> dict[str, str]:
     return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
 
 
-def _digest(run: dict[str, Any]) -> str:
-    """SHA-256 of what a checkpoint says of its run, the digest itself left out."""
-    content = {name: value for name, value in run.items() if name != "digest"}
+def _digest(record: dict[str, Any]) -> str:
+    """SHA-256 of a checkpoint's record, the digest itself left out."""
+    content = {name: value for name, value in record.items() if name != "digest"}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -66,7 +72,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _differences(expected: dict[str, int], found: dict[str, int]) -> str:
-    """What is to be said of arrays that are not, bit for bit, what was saved; nothing if they are."""
+    """Which arrays are not what was saved, by their checksums; "" if all are."""
     altered = [path for path, checksum in found.items() if expected[path] != checksum]
     return f"{len(altered)} arrays are not what was saved, among them state{altered[0]}" if altered else ""
 
@@ -80,15 +86,17 @@ def _agreed(here: bool) -> bool:
 
 @dataclasses.dataclass
 class _Best:
-    """Keeps the checkpoints with the best scores; of equal ones the newest."""
+    """Keeps the checkpoints with the best scores; of equal ones the newest.
+
+    Orbax's own BestN wants a score when a checkpoint is saved; here it is known only after the next evaluation.
+    """
 
     keep: int
     scores: Mapping[int, float] = dataclasses.field(default_factory=dict)  # by step
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        """Orbax's PreservationPolicy."""
-        scored = [checkpoint.step for checkpoint in checkpoints if checkpoint.step in self.scores]
-        best = sorted(scored, key=lambda step: (self.scores[step], step), reverse=True)[: self.keep]
+        scored = sorted((self.scores[found.step], found.step) for found in checkpoints if found.step in self.scores)
+        best = {step for _, step in scored[::-1][: self.keep]}
         return [checkpoint.step in best for checkpoint in checkpoints]
 
 
@@ -126,8 +134,8 @@ class Checkpointer:
             enable_async_checkpointing=True,
             cleanup_tmp_directories=True,
         )
-        logging.get_absl_logger().addFilter(_is_news)
-        sys.unraisablehook = _print_news
+        logging.get_absl_logger().addFilter(_not_from_orbax_threads)
+        sys.unraisablehook = _ignore_closed_loops
         self._manager = ocp.CheckpointManager(self._folder, options=options)
 
     def save(
@@ -150,16 +158,16 @@ class Checkpointer:
           CheckpointError: this or an earlier save failed, the disk being full for instance.
         """
         if not self._manager.is_saving_in_progress():
-            self.wait()  # a save that failed is told of at the next step, not at the next save
+            self.wait()  # raises at the next step, not at the next save, if a save has failed
         if step == self._manager.latest_step() or not (force or self._manager.should_save(step)):
             return False
         if json.loads(json.dumps(extra, allow_nan=False)) != extra:
             raise ValueError(f"extra of step {step}: must be what JSON gives back (text keys, lists), found {extra!r}")
         self._before_save()
         self._best.scores = scores or {}
-        run = {"step": step, "extra": extra, "layout": _layout(state), "checksums": checksums(state)}
-        run["digest"] = _digest(run)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(run))
+        record = {"step": step, "extra": extra, "layout": _layout(state), "checksums": checksums(state)}
+        record["digest"] = _digest(record)
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
         with self._explained():
             return self._manager.save(step, args=args, force=force)
 
@@ -168,9 +176,8 @@ class Checkpointer:
     ) -> tuple[Any, dict[str, Any], int] | None:
         """The newest good checkpoint as (state, extra, step); None where there is none at all. Waits for running saves.
 
-        Every array is compared with its checksum. A checkpoint that is damaged or incomplete is logged as an
-        error and moved to `workdir/broken/STEP`, and the one before it is taken. A folder that was renamed gets the
-        name of the step that it holds.
+        Every array is compared with its checksum. A checkpoint that is damaged, incomplete or of another step than its
+        folder's name is logged as an error and moved to `workdir/broken/STEP`, and the one before it is taken.
 
         Args:
           abstract_state: the state's pytree with `jax.ShapeDtypeStruct` leaves; each array is restored onto
@@ -184,21 +191,20 @@ class Checkpointer:
           CheckpointError: there are checkpoints, but none is good; they stay where they are. Or a save failed.
         """
         self.wait()  # the manager lists a checkpoint while it is being written
-        self._correct_names()
         broken: dict[int, str] = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             problem = ""
             try:
-                state, run = self._read(step, abstract_state, check_extra)
+                state, record = self._read(step, abstract_state, check_extra)
             except ConfigError:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
                 problem = _reason(error)
             if _agreed(not problem):  # the checksums are a collective: all processes compute them, or none does
-                problem = _differences(run["checksums"], checksums(state))
+                problem = _differences(record["checksums"], checksums(state))
                 if not problem:
                     self._set_aside(broken, step)
-                    return state, run["extra"], step
+                    return state, record["extra"], step
             broken[step] = problem or "another process could not read it; its own log says why"
         if not broken:
             return None
@@ -211,41 +217,20 @@ class Checkpointer:
         self, step: int, abstract_state: Any, check_extra: Callable[[dict[str, Any]], None]
     ) -> tuple[Any, dict[str, Any]]:
         # Not by the manager, in whose `restore` the others would wait for a process that could not read its part.
-        run = _read_run(self._folder / str(step))
-        check_extra(run["extra"])
-        if differences := diff(run["layout"], _layout(abstract_state)):
-            shown = [
-                *differences[:10],
-                *([f"... and {len(differences) - 10} more"] if len(differences) > 10 else []),
-            ]
+        record = _read_record(self._folder / str(step))
+        check_extra(record["extra"])
+        if differences := diff(record["layout"], _layout(abstract_state)):
+            more = [f"... and {len(differences) - 10} more"] if len(differences) > 10 else []
             problem = (
                 f"{self._folder}/{step}: not a state of this config, data and code (saved -> expected). Use "
                 "another --workdir, or the code and versions that saved it:"
             )
-            raise ConfigError("\n  ".join([problem, *shown]))
+            raise ConfigError("\n  ".join([problem, *differences[:10], *more]))
         args = ocp.args.StandardRestore(abstract_state)
-        return ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args), run
-
-    def _correct_names(self) -> None:
-        """Names every checkpoint by the step that it holds; one whose name another has is moved to `broken/`."""
-        if jax.process_index() == 0:
-            folders = {folder: step for step, folder in _steps_with_copies(self._folder) if folder.name != str(step)}
-            while folders:
-                held = min(
-                    folders, key=lambda folder: ((self._folder / str(folders[folder])).exists(), folders[folder])
-                )
-                target = self._folder / str(folders.pop(held))
-                if target.exists():
-                    target = self._workdir / "broken" / held.name
-                    target.rmtree(missing_ok=True)
-                    target.parent.mkdir(exist_ok=True)
-                held.rename(target)
-                logging.warning("%s: holds another step than its name says; it is %s now", held, target)
-        _agreed(True)  # none looks into the folder before it is in order
-        self._manager.reload()
+        return ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args), record
 
     def _set_aside(self, broken: Mapping[int, str], good: int) -> None:
-        """Moves broken checkpoints away: their steps will be saved again."""
+        """Moves broken checkpoints away, since their steps will be saved again."""
         if not broken:
             return
         target = self._workdir / "broken"
@@ -258,7 +243,7 @@ class Checkpointer:
                 (target / str(step)).rmtree(missing_ok=True)
                 target.mkdir(exist_ok=True)
                 (self._folder / str(step)).rename(target / str(step))
-        _agreed(True)  # none looks into the folder before it is in order
+        _agreed(True)  # no process looks into the folder before the first has moved them
         self._manager.reload()
 
     @contextlib.contextmanager
@@ -267,7 +252,7 @@ class Checkpointer:
         try:
             yield
         except Exception as error:
-            if jax.process_index() == 0:  # what was written so far, whose room is needed
+            if jax.process_index() == 0:  # makes room: removes what was written so far
                 whole = set(map(str, ocp.utils.checkpoint_steps(self._folder)))
                 for part in self._folder.iterdir():
                     if ".orbax-checkpoint-tmp" in part.name or (part.name.isdecimal() and part.name not in whole):
@@ -305,13 +290,11 @@ def best_step(workdir: str | os.PathLike[str]) -> int:
       NoCheckpoint: none of them was evaluated.
     """
     folder = workdir_path(workdir) / "checkpoints"
-    kept = _steps(folder)
-    evaluations = workdir_path(workdir) / "evaluation.jsonl"
-    lines = evaluations.read_text().splitlines(keepends=True) if evaluations.exists() else []
-    rows = [json.loads(line) for line in lines if line.endswith("\n")]
+    kept, evaluations = _steps(folder), workdir_path(workdir) / "evaluation.jsonl"
+    rows = [row for row, _ in complete_lines(evaluations)] if evaluations.exists() else []
     scored = [(row["accuracy"], row["step"]) for row in rows if row["step"] in kept]
     if not scored:
-        raise NoCheckpoint(f"{folder}: of no checkpoint the held-out accuracy is known; name a step")
+        raise NoCheckpoint(f"{folder}: no checkpoint has a known held-out accuracy; name a step")
     return max(scored)[1]
 
 
@@ -345,45 +328,38 @@ def restore_subtree(
         raise NoCheckpoint(f"{folder} holds no finished checkpoint; let the run save one first")
     step = max(steps) if step is None else step
     if step not in steps:
-        there = ", ".join(map(str, sorted(steps)))
-        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {there}")
+        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
     item = {name: abstract}
     restore_args = ocp.checkpoint_utils.construct_restore_args(item)
     args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
     try:
-        run = _read_run(steps[step])
-        check_extra(run["extra"])
-        restored = ocp.PyTreeCheckpointHandler().restore(steps[step] / "state", args=args)[name]
+        record = _read_record(folder / str(step))
+        check_extra(record["extra"])
+        restored = ocp.PyTreeCheckpointHandler().restore(folder / str(step) / "state", args=args)[name]
         found = {f".{name}{path}": checksum for path, checksum in checksums(restored).items()}
-        if problem := _differences(run["checksums"], found):
+        if problem := _differences(record["checksums"], found):
             raise ValueError(problem)
     except ConfigError:
         raise
     except Exception as error:
-        raise CheckpointError(f"{steps[step]}: cannot be read; name another step. {_reason(error)}") from error
+        raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
     return restored, step
 
 
-def _steps_with_copies(folder: epath.Path) -> list[tuple[int, epath.Path]]:
-    """The finished checkpoints as (step, folder), by the step inside, or by name where that cannot be read."""
-    found = []
-    for name in sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []:
-        try:
-            step = _read_run(folder / str(name)).get("step", name)
-        except Exception:  # as in `restore`, which says what is wrong
-            step = name
-        found.append((step, folder / str(name)))
-    return found
+def _steps(folder: epath.Path) -> list[int]:
+    """The finished checkpoints, by the names of their folders."""
+    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
 
 
-def _steps(folder: epath.Path) -> dict[int, epath.Path]:
-    """The finished checkpoints by the step inside; of copies, the one with the step's name."""
-    return dict(sorted(_steps_with_copies(folder), key=lambda found: found[1].name == str(found[0])))
+def _read_record(checkpoint: epath.Path) -> dict[str, Any]:
+    """What a checkpoint says it holds: step, extra, layout, checksums.
 
-
-def _read_run(checkpoint: epath.Path) -> dict[str, Any]:
-    """What a checkpoint says of its run; ValueError if it was altered."""
-    run = ocp.JsonCheckpointHandler().restore(checkpoint / "run", args=ocp.args.JsonRestore())
-    if run.get("digest") != _digest(run):
+    Raises:
+      ValueError: it was altered, or the folder was renamed.
+    """
+    record = ocp.JsonCheckpointHandler().restore(checkpoint / "run", args=ocp.args.JsonRestore())
+    if record.get("digest") != _digest(record):
         raise ValueError(f"{checkpoint}/run/metadata is not what was saved")
-    return run
+    if str(record["step"]) != checkpoint.name:
+        raise ValueError(f"{checkpoint} holds step {record['step']}; give the folder that name")
+    return record

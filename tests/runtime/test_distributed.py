@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError
 from gvm_jax.runtime import distributed, preemption
-from gvm_jax.runtime.distributed import EXIT_CODE, VARIABLES, Job, find_job
+from gvm_jax.runtime.distributed import VARIABLES, find_job
+from gvm_jax.runtime.watch import EXIT_CODE, Job
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
 START_SECONDS, PEER_SECONDS = 20.0, 3.0

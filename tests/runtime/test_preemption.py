@@ -47,13 +47,12 @@ def test_the_exit_code_is_the_shells_for_sigterm():
 # The second process alone gets the signal, so the first one can only know by asking.
 WORKER = """
 import os, signal, sys, time
-import jax
+from ml_collections import ConfigDict
+from gvm_jax.runtime import distributed
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 
-port, index = sys.argv[1], int(sys.argv[2])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
-with StopSignal() as stop:
+index = int(os.environ["JAX_PROCESS_ID"])
+with distributed.start(ConfigDict({"start_seconds": 60.0, "peer_seconds": 10.0})), StopSignal() as stop:
     try:
         for step in range(1000):
             if (step, index) == (3, 1):
@@ -62,7 +61,6 @@ with StopSignal() as stop:
             time.sleep(0.1)
     except Preempted:
         print("stopped at", step)
-        jax.distributed.shutdown()  # waits for the other
         sys.exit(EXIT_CODE)
 """
 
@@ -71,11 +69,13 @@ def test_a_process_hears_that_another_one_is_to_stop():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = os.environ | {
+        "JAX_PLATFORMS": "cpu", "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2",
+    }  # fmt: skip
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(index)],
-            env=environment,
+            [sys.executable, "-c", WORKER],
+            env=environment | {"JAX_PROCESS_ID": str(index)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
