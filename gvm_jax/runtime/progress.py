@@ -1,13 +1,20 @@
-"""What a person sees of a run: one line a step, and a table at its end."""
+"""What a person sees of a run: a line a step, a live line within a step, and a table at the end."""
 
+import collections
+import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
+from absl import logging as absl_logging
+from rich.console import Console
+from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 _HEADER_EVERY = 20
+_COMPILE_SECONDS = 0.5  # compilations shorter than this are not worth a word
 _COLUMNS = {  # title: width
     "step": 11,
     "reward": 7,
@@ -18,22 +25,84 @@ _COLUMNS = {  # title: width
     "updates": 8,
     "seconds": 8,
 }
+_ACTIVITY = {  # a timer's phase -> the word on the live line
+    "rollout": "sampling",
+    "reward": "grading",
+    "allocation": "allocating",
+    "update": "updating",
+    "evaluation": "evaluating",
+}
 
 
 class ProgressPrinter:
     """Prints one aligned line a step as plain text, the same in a terminal, a pipe and a log file.
 
+    On a terminal a live line below it says what is being done: phase, sampled tokens, tokens/s, time left. The table
+    and warnings (`plain_warnings`) are printed above it. `close` removes it.
+
     Args:
       steps: steps of the run.
       active: False on all processes but the first: nothing is printed.
       file: where to print; default standard output.
+      scores: whether rewards are other than 0 and 1, so that the held-out column is a score and no accuracy.
+      compiling: whether a program is being compiled right now.
+      clock: seconds, for tests.
     """
 
-    def __init__(self, steps: int, active: bool = True, file: TextIO | None = None) -> None:
-        self._steps = steps
-        self._active = active
-        self._file = file
+    def __init__(
+        self,
+        steps: int,
+        active: bool = True,
+        file: TextIO | None = None,
+        scores: bool = False,
+        compiling: Callable[[], bool] = lambda: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._steps, self._active, self._file = steps, active, file
+        titles = {"held-out": "held-out score"} if scores else {}
+        self._widths = {
+            titles.get(title, title): max(width, len(titles.get(title, ""))) for title, width in _COLUMNS.items()
+        }
         self._lines = 0
+        self._compiling, self._clock = compiling, clock
+        self._live: Live | None = None
+        self._done, self._activity, self._tokens, self._sampling_seconds = 0, "", 0, 0.0
+        self._step_start = self._phase_start = clock()
+        self._durations: collections.deque[float] = collections.deque(maxlen=10)
+
+    def phase(self, name: str) -> None:
+        """A phase of the step begins; a name of `_ACTIVITY`, or any other, which is shown as it is."""
+        now = self._clock()
+        if self._activity == "sampling":
+            self._sampling_seconds += now - self._phase_start
+        self._activity, self._phase_start = _ACTIVITY.get(name, name), now
+        if self._live is None and self._active and (self._file or sys.stdout).isatty():
+            self._live = Live(
+                get_renderable=lambda: Text(self.status(), overflow="ellipsis", no_wrap=True),
+                console=_Console(file=self._file), transient=True, refresh_per_second=4,
+            )  # fmt: skip
+            self._live.start()
+
+    def tokens(self, sampled: int) -> None:
+        """So many tokens have been sampled in this phase so far, by this process."""
+        self._tokens = sampled
+
+    def status(self) -> str:
+        """The live line."""
+        now = self._clock()
+        parts = [
+            f"step {min(self._done + 1, self._steps)}/{self._steps}",
+            "compiling" if self._compiling() else self._activity,
+        ]
+        if self._tokens:
+            spent = self._sampling_seconds + (now - self._phase_start) * (self._activity == "sampling")
+            parts += [f"{self._tokens:,} tokens", f"{self._tokens / max(spent, 1e-9):,.0f} tokens/s"]
+        parts.append(_duration(now - self._step_start))
+        if self._durations:
+            mean = sum(self._durations) / len(self._durations)
+            left = mean * (self._steps - self._done) - (now - self._step_start)
+            parts.append(f"{_duration(max(left, 0.0))} left")
+        return "  ".join(parts)
 
     def step(
         self,
@@ -46,8 +115,9 @@ class ProgressPrinter:
         tokens: int,
         updates: int,
         seconds: float,
+        compile_seconds: float = 0.0,
     ) -> None:
-        """Prints a step's line, under a header every 20 lines.
+        """Prints a step's line, under a header every 20 lines, and begins the next step.
 
         Args:
           step: number of the step.
@@ -57,8 +127,13 @@ class ProgressPrinter:
           rollouts: rollouts since the start of the run.
           tokens: sampled tokens since the start of the run.
           updates: optimizer updates since the start of the run.
-          seconds: duration of the step.
+          seconds: duration of the step without compilations.
+          compile_seconds: of compilations in the step; said behind the line if there were any.
         """
+        if step > 0:
+            self._durations.append(seconds)
+        self._done, self._step_start = step, self._clock()
+        self._activity, self._tokens, self._sampling_seconds = "", 0, 0.0
         if not self._active:
             return
         cells = (
@@ -70,14 +145,41 @@ class ProgressPrinter:
             f"{seconds:.1f}",
         )
         if self._lines % _HEADER_EVERY == 0:
-            self._print(tuple(_COLUMNS))
+            self._print(tuple(self._widths))
         self._lines += 1
-        self._print(cells)
+        self._print(cells, f"  + {compile_seconds:.1f} s compiling" if compile_seconds >= _COMPILE_SECONDS else "")
 
-    def _print(self, cells: Sequence[str]) -> None:
-        line = " ".join(cell.rjust(width) for cell, width in zip(cells, _COLUMNS.values(), strict=True))
+    def close(self) -> None:
+        """Removes the live line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def _print(self, cells: Sequence[str], remark: str = "") -> None:
+        line = " ".join(cell.rjust(width) for cell, width in zip(cells, self._widths.values(), strict=True))
         # Looked up at each call, so that a redirected standard output is honoured. Flushed: a pipe buffers.
-        print(line, file=self._file or sys.stdout, flush=True)
+        print(line + remark, file=self._file or sys.stdout, flush=True)
+
+
+class _Console(Console):
+    """A console that leaves the cursor alone: a process that is killed could not bring it back."""
+
+    def show_cursor(self, show: bool = True) -> bool:
+        return False
+
+
+class _PlainHandler(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        # Looked up at each call: a live line takes standard error's place while it is shown.
+        print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
+
+
+def plain_warnings() -> None:
+    """Makes warnings of the log plain lines, "warning: ...", in the place of absl's, which break a live line."""
+    root = logging.getLogger()
+    root.removeHandler(absl_logging.get_absl_handler())
+    if not any(isinstance(handler, _PlainHandler) for handler in root.handlers):
+        root.addHandler(_PlainHandler(logging.WARNING))
 
 
 def final_table(rows: Sequence[Mapping[str, object]], title: str = "") -> Table:
