@@ -24,7 +24,7 @@ from gvm_jax.models.config import Qwen2Config, in_ranges
 from gvm_jax.models.packed_attention import IMPLEMENTATIONS, Attention
 from gvm_jax.runtime import cpu
 
-# What of a layer the backward pass finds kept, and what it computes again.
+# The results of a layer that are kept for the backward pass; it computes the others again.
 REMAT = {
     "full": None,  # only the layer's input is kept
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # ... and the results of its matrix products
@@ -187,7 +187,7 @@ class Qwen2(nnx.Module):
         return make_layer((depth,))
 
     def run_layers(self, x: Float[Array, "B L D"], angles: Float[Array, "B L half"], attention: Attention, cache: Any):
-        """What the last layer returns, and the cache."""
+        """The last layer's output, and the cache."""
         graphdef, stacked = nnx.split(self.layers)
 
         def layer_step(carry, layer_params):
@@ -294,9 +294,10 @@ class Model:
         return nnx.merge(self._graphdef, params)
 
     def cast(self, params: Params) -> Params:
-        """The parameters with those of the layers in `dtype`, to which each of their uses would round them.
+        """The parameters with the layers' rounded to `dtype` once, as each use would round them.
 
-        For several passes with the same parameters. The embeddings stay float32: their gradient is a sum over tokens.
+        It pays for several passes with the same parameters. The embeddings stay float32, since their gradient is a sum
+        over tokens.
         """
         return {**params, "layers": jax.tree.map(lambda x: x.astype(self.dtype), params["layers"])}
 

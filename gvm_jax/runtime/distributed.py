@@ -19,7 +19,7 @@ from gvm_jax.runtime import preemption, watch
 from gvm_jax.runtime.watch import Job
 
 VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-_ECHO_SECONDS = 1.0  # for the news of another's end to come before the errors that it causes here
+_ECHO_SECONDS = 1.0  # another process's end is reported before the errors that it causes here
 
 
 def find_job(timeout_seconds: float) -> Job | None:

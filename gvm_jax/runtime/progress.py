@@ -128,7 +128,7 @@ class ProgressPrinter:
           tokens: sampled tokens since the start of the run.
           updates: optimizer updates since the start of the run.
           seconds: duration of the step without compilations.
-          compile_seconds: of compilations in the step; said behind the line if there were any.
+          compile_seconds: of compilations in the step; printed behind the line.
         """
         if step > 0:
             self._durations.append(seconds)
@@ -244,7 +244,7 @@ class SampleProgress:
         spent = max(self._last - self._start, 1e-9)
         done = min(self._before + self._samples * self._processes, self._total)
         sampled = self._sampled() * self._processes
-        # As if the others were as long as those that have ended, of which short ones come first.
+        # Assumes that the others are as long as those that have ended; short ones end first, so this is too little.
         to_sample = (self._total - self._before) * self._tokens / self._samples - sampled
         left = spent * max(to_sample, 0) / sampled
         print(

@@ -3,8 +3,6 @@
 import logging
 import os
 import shutil
-import subprocess
-import sys
 
 import flax.struct
 import jax
@@ -16,6 +14,7 @@ from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
 from gvm_jax.runtime.checkpoint import Checkpointer, CheckpointError, restore_subtree
+from tests.runtime import processes
 
 
 @flax.struct.dataclass
@@ -90,18 +89,13 @@ def test_a_saved_state_may_be_donated_at_once(tmp_path):
     assert not np.asarray(restored["x"]).any()
 
 
-def test_a_checkpoint_that_was_being_written_is_not_seen(tmp_path):
-    state = {"x": jnp.arange(3)}
-    checkpointer = Checkpointer(tmp_path, every=1, keep=5)
-    checkpointer.save(1, state, {})
+def test_a_checkpoint_that_was_being_written_is_not_seen(two_steps):
+    (two_steps / "checkpoints" / "3.orbax-checkpoint-tmp-123").mkdir()
+    checkpointer = Checkpointer(two_steps, every=1, keep=5)
+    assert checkpointer.restore(abstract(STATE))[2] == 2
+    checkpointer.save(3, STATE, {})
     checkpointer.close()
-    torn = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp-123"
-    torn.mkdir()
-    checkpointer = Checkpointer(tmp_path, every=1, keep=5)
-    assert checkpointer.restore(abstract(state))[2] == 1
-    checkpointer.save(2, state, {})
-    checkpointer.close()
-    assert sorted(os.listdir(tmp_path / "checkpoints")) == ["1", "2"]
+    assert sorted(os.listdir(two_steps / "checkpoints")) == ["1", "2", "3"]
 
 
 def test_the_best_steps_are_kept_beside_the_newest(tmp_path):
@@ -221,7 +215,7 @@ print(os.listdir(sys.argv[1] + "/checkpoints"))
 
 
 def test_a_full_disk_is_a_clear_error_and_the_last_checkpoint_stays_whole(tmp_path):
-    result = subprocess.run([sys.executable, "-c", FULL_DISK, str(tmp_path)], capture_output=True, text=True)
+    result = processes.run(FULL_DISK, tmp_path)
     assert result.returncode == 0, result.stderr
     error, listed = result.stdout.splitlines()
     assert error.startswith(f"{tmp_path}/checkpoints: a checkpoint could not be saved; that of step 1 is whole.")

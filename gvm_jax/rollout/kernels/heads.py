@@ -1,4 +1,4 @@
-"""What the attention kernels share: the head dimension that a cache must have, and heads split over devices."""
+"""Heads as the attention kernels take them: padded, grouped by KV head, split over devices."""
 
 from collections.abc import Callable
 
