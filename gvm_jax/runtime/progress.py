@@ -1,20 +1,16 @@
-"""What a person sees of a run: a line a step, a live line within a step, and a table at the end."""
+"""What a person sees of a run: a line a step, and a table at its end."""
 
-import collections
-import logging
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TextIO
 
-from absl import logging as absl_logging
-from rich.console import Console
-from rich.live import Live
 from rich.table import Table
-from rich.text import Text
+
+from gvm_jax.runtime.live import LiveLine, duration
 
 _HEADER_EVERY = 20
-_COMPILE_SECONDS = 0.5  # compilations shorter than this are not worth a word
+_COMPILE_SECONDS = 0.5  # shorter compilations are not mentioned
 _COLUMNS = {  # title: width
     "step": 11,
     "reward": 7,
@@ -25,28 +21,17 @@ _COLUMNS = {  # title: width
     "updates": 8,
     "seconds": 8,
 }
-_ACTIVITY = {  # a timer's phase -> the word on the live line
-    "rollout": "sampling",
-    "reward": "grading",
-    "allocation": "allocating",
-    "update": "updating",
-    "evaluation": "evaluating",
-}
 
 
 class ProgressPrinter:
     """Prints one aligned line a step as plain text, the same in a terminal, a pipe and a log file.
-
-    On a terminal a live line below it says what is being done: phase, sampled tokens, tokens/s, time left. The table
-    and warnings (`plain_warnings`) are printed above it. `close` removes it.
 
     Args:
       steps: steps of the run.
       active: False on all processes but the first: nothing is printed.
       file: where to print; default standard output.
       scores: whether rewards are other than 0 and 1, so that the held-out column is a score and no accuracy.
-      compiling: whether a program is being compiled right now.
-      clock: seconds, for tests.
+      live: told of every step that ends.
     """
 
     def __init__(
@@ -55,54 +40,13 @@ class ProgressPrinter:
         active: bool = True,
         file: TextIO | None = None,
         scores: bool = False,
-        compiling: Callable[[], bool] = lambda: False,
-        clock: Callable[[], float] = time.monotonic,
+        live: LiveLine | None = None,
     ) -> None:
-        self._steps, self._active, self._file = steps, active, file
+        self._steps, self._active, self._file, self._live = steps, active, file, live
         titles = {"held-out": "held-out score"} if scores else {}
-        self._widths = {
-            titles.get(title, title): max(width, len(titles.get(title, ""))) for title, width in _COLUMNS.items()
-        }
+        columns = {titles.get(title, title): width for title, width in _COLUMNS.items()}
+        self._widths = {title: max(width, len(title)) for title, width in columns.items()}
         self._lines = 0
-        self._compiling, self._clock = compiling, clock
-        self._live: Live | None = None
-        self._done, self._activity, self._tokens, self._sampling_seconds = 0, "", 0, 0.0
-        self._step_start = self._phase_start = clock()
-        self._durations: collections.deque[float] = collections.deque(maxlen=10)
-
-    def phase(self, name: str) -> None:
-        """A phase of the step begins; a name of `_ACTIVITY`, or any other, which is shown as it is."""
-        now = self._clock()
-        if self._activity == "sampling":
-            self._sampling_seconds += now - self._phase_start
-        self._activity, self._phase_start = _ACTIVITY.get(name, name), now
-        if self._live is None and self._active and (self._file or sys.stdout).isatty():
-            self._live = Live(
-                get_renderable=lambda: Text(self.status(), overflow="ellipsis", no_wrap=True),
-                console=_Console(file=self._file), transient=True, refresh_per_second=4,
-            )  # fmt: skip
-            self._live.start()
-
-    def tokens(self, sampled: int) -> None:
-        """So many tokens have been sampled in this phase so far, by this process."""
-        self._tokens = sampled
-
-    def status(self) -> str:
-        """The live line."""
-        now = self._clock()
-        parts = [
-            f"step {min(self._done + 1, self._steps)}/{self._steps}",
-            "compiling" if self._compiling() else self._activity,
-        ]
-        if self._tokens:
-            spent = self._sampling_seconds + (now - self._phase_start) * (self._activity == "sampling")
-            parts += [f"{self._tokens:,} tokens", f"{self._tokens / max(spent, 1e-9):,.0f} tokens/s"]
-        parts.append(_duration(now - self._step_start))
-        if self._durations:
-            mean = sum(self._durations) / len(self._durations)
-            left = mean * (self._steps - self._done) - (now - self._step_start)
-            parts.append(f"{_duration(max(left, 0.0))} left")
-        return "  ".join(parts)
 
     def step(
         self,
@@ -117,7 +61,7 @@ class ProgressPrinter:
         seconds: float,
         compile_seconds: float = 0.0,
     ) -> None:
-        """Prints a step's line, under a header every 20 lines, and begins the next step.
+        """Prints a step's line, under a header every 20 lines.
 
         Args:
           step: number of the step.
@@ -130,10 +74,8 @@ class ProgressPrinter:
           seconds: duration of the step without compilations.
           compile_seconds: of compilations in the step; printed behind the line.
         """
-        if step > 0:
-            self._durations.append(seconds)
-        self._done, self._step_start = step, self._clock()
-        self._activity, self._tokens, self._sampling_seconds = "", 0, 0.0
+        if self._live is not None:
+            self._live.end_step(step, seconds)
         if not self._active:
             return
         cells = (
@@ -149,37 +91,10 @@ class ProgressPrinter:
         self._lines += 1
         self._print(cells, f"  + {compile_seconds:.1f} s compiling" if compile_seconds >= _COMPILE_SECONDS else "")
 
-    def close(self) -> None:
-        """Removes the live line."""
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
-
     def _print(self, cells: Sequence[str], remark: str = "") -> None:
         line = " ".join(cell.rjust(width) for cell, width in zip(cells, self._widths.values(), strict=True))
         # Looked up at each call, so that a redirected standard output is honoured. Flushed: a pipe buffers.
         print(line + remark, file=self._file or sys.stdout, flush=True)
-
-
-class _Console(Console):
-    """A console that leaves the cursor alone: a process that is killed could not bring it back."""
-
-    def show_cursor(self, show: bool = True) -> bool:
-        return False
-
-
-class _PlainHandler(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        # Looked up at each call: a live line takes standard error's place while it is shown.
-        print(f"{record.levelname.lower()}: {self.format(record)}", file=sys.stderr, flush=True)
-
-
-def plain_warnings() -> None:
-    """Makes warnings of the log plain lines, "warning: ...", in the place of absl's, which break a live line."""
-    root = logging.getLogger()
-    root.removeHandler(absl_logging.get_absl_handler())
-    if not any(isinstance(handler, _PlainHandler) for handler in root.handlers):
-        root.addHandler(_PlainHandler(logging.WARNING))
 
 
 def final_table(rows: Sequence[Mapping[str, object]], title: str = "") -> Table:
@@ -249,12 +164,6 @@ class SampleProgress:
         left = spent * max(to_sample, 0) / sampled
         print(
             f"{self._name}: {done:,}/{self._total:,} samples, {100 * self._correct / self._samples:.1f} % correct, "
-            f"{sampled / spent:,.0f} tokens/s, {_duration(spent)} spent, {_duration(left)} left",
+            f"{sampled / spent:,.0f} tokens/s, {duration(spent)} spent, {duration(left)} left",
             flush=True,
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

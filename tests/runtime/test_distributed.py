@@ -65,7 +65,7 @@ class Worker:
                 return line.rstrip()
         pytest.fail(f"never said {start!r}: {self.process.stderr.read()}")
 
-    def end(self, seconds=30):
+    def end(self, seconds=60):
         """Exit code and what was written to stderr."""
         try:
             _, errors = self.process.communicate(timeout=seconds)
@@ -119,7 +119,7 @@ def test_one_process_has_nothing_to_join(monkeypatch):
 def test_missing_processes_are_named_by_those_that_came():
     with job("work", "absent", "work", "absent", count=4, start_seconds=2.0) as workers:
         for worker in workers:
-            code, errors = worker.end(10)
+            code, errors = worker.end()
             assert code == EXIT_CODE
             assert "error: processes 1, 3 of 4 did not start within 2 s (distributed.start_seconds)" in errors
             assert f"Here: process 0 ({HOST}), process 2 ({HOST})" in errors
@@ -127,7 +127,7 @@ def test_missing_processes_are_named_by_those_that_came():
 
 def test_a_missing_first_process_is_named():
     with job("absent", "work", start_seconds=1.0) as (worker,):
-        code, errors = worker.end(10)
+        code, errors = worker.end()
         assert code == EXIT_CODE
         assert "error: process 0 did not answer on 127.0.0.1:" in errors and "within 1 s" in errors
 
