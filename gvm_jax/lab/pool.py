@@ -28,6 +28,7 @@ from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.checksums import checksum
 from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.files import claim, write_atomically
 from gvm_jax.runtime.keys import run_key
@@ -139,8 +140,7 @@ def _identity(run: Trainer, params: Params, step: int, settings: PoolSettings) -
         if name.partition(".")[0] in sections and RULES[name].on_resume is OnResume.KEPT
     }
     kept |= {section: run.fingerprints[section] for section in ("data", "model")}
-    weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params))
-    return kept | {"step": step, "weights": weights, "pool": dataclasses.asdict(settings)}
+    return kept | {"step": step, "weights": checksum(params), "pool": dataclasses.asdict(settings)}
 
 
 def _sample(

@@ -1,13 +1,12 @@
 """A run's checkpoints: `checkpoints/STEP` of its workdir, each checked when it is restored.
 
-Orbax writes and reads the arrays, in the background and from all processes, and keeps the newest and the best steps.
-It does not notice altered values, casts another dtype in silence and does not fall back to an earlier step. So a
-checkpoint also records what it holds: the layout and a checksum of every array.
+Orbax writes and reads the arrays, in the background and from all processes, and deletes old steps. It does not notice
+altered values, casts to another dtype in silence and does not fall back to an earlier step. So each checkpoint has a
+record of what it holds (`checkpoint_files.py`), with which it is compared here.
 """
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging as standard_logging
 import os
@@ -19,23 +18,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from gvm_jax.config import ConfigError, diff
-from gvm_jax.errors import InputError
+from gvm_jax.runtime.checkpoint_files import CheckpointError, differences, layout, make_record, read_record, reason
 from gvm_jax.runtime.checksums import checksums
-from gvm_jax.runtime.files import complete_lines
 from gvm_jax.runtime.workdir import workdir_path
-
-
-class NoCheckpoint(FileNotFoundError, InputError):  # noqa: N818
-    """The folder or the step that was named has none."""
-
-
-class CheckpointError(OSError):
-    """A checkpoint that cannot be saved, or none that can be read; the message names it and says what to do."""
 
 
 def _not_from_orbax_threads(record: standard_logging.LogRecord) -> bool:
@@ -50,31 +39,6 @@ def _ignore_closed_loops(unraisable: Any) -> None:
     """The former hook, but for writes that TensorStore ends after Orbax has given up on one of them."""
     if str(unraisable.exc_value) != "Event loop is closed":
         _former_hook(unraisable)
-
-
-def _layout(state: Any) -> dict[str, str]:
-    """Path -> dtype and shape of every array of a pytree."""
-    leaves = jax.tree_util.tree_leaves_with_path(state)
-    return {jax.tree_util.keystr(path): f"{leaf.dtype}{list(leaf.shape)}" for path, leaf in leaves}
-
-
-def _digest(record: dict[str, Any]) -> str:
-    """SHA-256 of a checkpoint's record, the digest itself left out."""
-    content = {name: value for name, value in record.items() if name != "digest"}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def _reason(error: BaseException) -> str:
-    """The first cause of an error on one line: the layers above it do not name the file."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:600]}"
-
-
-def _differences(expected: dict[str, int], found: dict[str, int]) -> str:
-    """Which arrays are not what was saved, by their checksums; "" if all are."""
-    altered = [path for path, checksum in found.items() if expected[path] != checksum]
-    return f"{len(altered)} arrays are not what was saved, among them state{altered[0]}" if altered else ""
 
 
 def _agreed(here: bool) -> bool:
@@ -165,9 +129,8 @@ class Checkpointer:
             raise ValueError(f"extra of step {step}: must be what JSON gives back (text keys, lists), found {extra!r}")
         self._before_save()
         self._best.scores = scores or {}
-        record = {"step": step, "extra": extra, "layout": _layout(state), "checksums": checksums(state)}
-        record["digest"] = _digest(record)
-        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(record))
+        record = ocp.args.JsonSave(make_record(step, state, extra))
+        args = ocp.args.Composite(state=ocp.args.StandardSave(state), run=record)
         with self._explained():
             return self._manager.save(step, args=args, force=force)
 
@@ -199,9 +162,9 @@ class Checkpointer:
             except ConfigError:
                 raise
             except Exception as error:  # whatever Orbax and TensorStore make of a damaged file
-                problem = _reason(error)
+                problem = reason(error)
             if _agreed(not problem):  # the checksums are a collective: all processes compute them, or none does
-                problem = _differences(record["checksums"], checksums(state))
+                problem = differences(record["checksums"], checksums(state))
                 if not problem:
                     self._set_aside(broken, step)
                     return state, record["extra"], step
@@ -217,15 +180,15 @@ class Checkpointer:
         self, step: int, abstract_state: Any, check_extra: Callable[[dict[str, Any]], None]
     ) -> tuple[Any, dict[str, Any]]:
         # Not by the manager, in whose `restore` the others would wait for a process that could not read its part.
-        record = _read_record(self._folder / str(step))
+        record = read_record(self._folder / str(step))
         check_extra(record["extra"])
-        if differences := diff(record["layout"], _layout(abstract_state)):
-            more = [f"... and {len(differences) - 10} more"] if len(differences) > 10 else []
+        if changes := diff(record["layout"], layout(abstract_state)):
+            more = [f"... and {len(changes) - 10} more"] if len(changes) > 10 else []
             problem = (
                 f"{self._folder}/{step}: not a state of this config, data and code (saved -> expected). Use "
                 "another --workdir, or the code and versions that saved it:"
             )
-            raise ConfigError("\n  ".join([problem, *differences[:10], *more]))
+            raise ConfigError("\n  ".join([problem, *changes[:10], *more]))
         args = ocp.args.StandardRestore(abstract_state)
         return ocp.StandardCheckpointHandler().restore(self._folder / str(step) / "state", args=args), record
 
@@ -263,7 +226,7 @@ class Checkpointer:
             last = "there is no earlier one" if step is None else f"that of step {step} is whole"
             raise CheckpointError(
                 f"{self._folder}: a checkpoint could not be saved; {last}. If the disk is full, free space or lower "
-                f"checkpoint.keep; the same command goes on from the last whole checkpoint. {_reason(error)}"
+                f"checkpoint.keep; the same command goes on from the last whole checkpoint. {reason(error)}"
             ) from error
 
     def wait(self) -> None:
@@ -281,85 +244,3 @@ class Checkpointer:
             self.wait()
         finally:
             self._manager.close()
-
-
-def best_step(workdir: str | os.PathLike[str]) -> int:
-    """Of the steps whose checkpoint is kept, the one with the best held-out accuracy; of equal ones the newest.
-
-    Raises:
-      NoCheckpoint: none of them was evaluated.
-    """
-    folder = workdir_path(workdir) / "checkpoints"
-    kept, evaluations = _steps(folder), workdir_path(workdir) / "evaluation.jsonl"
-    rows = [row for row, _ in complete_lines(evaluations)] if evaluations.exists() else []
-    scored = [(row["accuracy"], row["step"]) for row in rows if row["step"] in kept]
-    if not scored:
-        raise NoCheckpoint(f"{folder}: no checkpoint has a known held-out accuracy; name a step")
-    return max(scored)[1]
-
-
-def restore_subtree(
-    workdir: str | os.PathLike[str],
-    name: str,
-    abstract: Any,
-    step: int | None = None,
-    check_extra: Callable[[dict[str, Any]], None] = lambda extra: None,
-) -> tuple[Any, int]:
-    """One field of a checkpoint's state, without reading the others; for export.
-
-    Args:
-      workdir: folder of the run.
-      name: the field.
-      abstract: its pytree with `jax.ShapeDtypeStruct` leaves.
-      step: of the checkpoint; None = the newest.
-      check_extra: as for `Checkpointer.restore`.
-
-    Returns:
-      The field and the step it is from.
-
-    Raises:
-      NoCheckpoint: there is no such checkpoint.
-      CheckpointError: it is damaged.
-      ConfigError: of `check_extra`.
-    """
-    folder = workdir_path(workdir) / "checkpoints"
-    steps = _steps(folder)
-    if not steps:
-        raise NoCheckpoint(f"{folder} holds no finished checkpoint; let the run save one first")
-    step = max(steps) if step is None else step
-    if step not in steps:
-        raise NoCheckpoint(f"{folder}: no checkpoint of step {step}; there are {', '.join(map(str, steps))}")
-    item = {name: abstract}
-    restore_args = ocp.checkpoint_utils.construct_restore_args(item)
-    args = ocp.args.PyTreeRestore(item=item, restore_args=restore_args, partial_restore=True)
-    try:
-        record = _read_record(folder / str(step))
-        check_extra(record["extra"])
-        restored = ocp.PyTreeCheckpointHandler().restore(folder / str(step) / "state", args=args)[name]
-        found = {f".{name}{path}": checksum for path, checksum in checksums(restored).items()}
-        if problem := _differences(record["checksums"], found):
-            raise ValueError(problem)
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise CheckpointError(f"{folder}/{step}: cannot be read; name another step. {_reason(error)}") from error
-    return restored, step
-
-
-def _steps(folder: epath.Path) -> list[int]:
-    """The finished checkpoints, by the names of their folders."""
-    return sorted(ocp.utils.checkpoint_steps(folder)) if folder.exists() else []
-
-
-def _read_record(checkpoint: epath.Path) -> dict[str, Any]:
-    """What a checkpoint says it holds: step, extra, layout, checksums.
-
-    Raises:
-      ValueError: it was altered, or the folder was renamed.
-    """
-    record = ocp.JsonCheckpointHandler().restore(checkpoint / "run", args=ocp.args.JsonRestore())
-    if record.get("digest") != _digest(record):
-        raise ValueError(f"{checkpoint}/run/metadata is not what was saved")
-    if str(record["step"]) != checkpoint.name:
-        raise ValueError(f"{checkpoint} holds step {record['step']}; give the folder that name")
-    return record

@@ -5,6 +5,7 @@ has one line a step too, with a list for each column. A non-finite number is `nu
 is read back as NaN.
 """
 
+import contextlib
 import math
 import os
 import pathlib
@@ -36,16 +37,15 @@ def tagged(scalars: Mapping[str, Any], table: str) -> dict[str, float]:
     return {prefix + name: float(value) for name, value in scalars.items() if math.isfinite(value)}
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Writes a run's scalars and tables under its workdir, so that no step appears twice after a resume.
 
     Args:
       workdir: folder of the run; made if missing.
-      resume_step: the step the run resumes from: lines of later steps, and a torn last line, are dropped and
-        the others kept byte for byte. None = a run from its start: earlier lines are all dropped.
+      resume_step: the step the run resumes from. Lines of later steps and a torn last line are dropped, the others
+        kept byte for byte. None = a run from its start: all lines are dropped.
       active: False on all processes but the first: nothing is touched.
-      tables: those beside `metrics` whose files, where they are there, are cut now and not at their next line, which
-        may never come.
+      tables: other tables whose files are cut now, and not at their next line, which may never come.
 
     Attributes:
       dropped: the last step whose line in `metrics.jsonl` was dropped; 0 = none was.
@@ -128,12 +128,7 @@ class MetricsWriter:
         with naming(self._workdir / "tensorboard"):
             self._tensorboard.close()
 
-    def __enter__(self) -> "MetricsWriter":
-        """The writer itself; leaving the block closes it."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Closes all files."""
         self.close()
 
     def _open(self, name: str) -> None:

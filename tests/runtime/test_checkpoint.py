@@ -13,7 +13,8 @@ import pytest
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 
-from gvm_jax.runtime.checkpoint import Checkpointer, CheckpointError, restore_subtree
+from gvm_jax.runtime.checkpoint import Checkpointer
+from gvm_jax.runtime.checkpoint_files import CheckpointError, restore_subtree
 from tests.runtime import processes
 
 
