@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from configs import default
+from gvm_jax.config import get_config
 from gvm_jax.models.assemble import make_model, resolve_compute_dtype
 from gvm_jax.runtime import cpu
 
@@ -21,7 +21,7 @@ from gvm_jax.runtime import cpu
     ],
 )
 def test_dtype_and_attention_follow_the_platform(tiny, mesh, fields, platform, dtype, attention):
-    settings = default.get_config().model
+    settings = get_config().model
     settings.update(fields)
     model, described = make_model(settings, tiny[0].config, mesh, platform)
     assert (model.dtype, model.attention, model.remat) == (jnp.dtype(dtype), attention, settings.remat)
