@@ -11,6 +11,7 @@ import json
 import logging as standard_logging
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -46,6 +48,16 @@ def _agreed(here: bool) -> bool:
     if jax.process_count() == 1:
         return here
     return bool(multihost_utils.process_allgather(np.asarray(here)).all())
+
+
+def _remove(folder: epath.Path) -> None:
+    """Removes a checkpoint that failed, to which other threads may still be writing."""
+    for _ in range(10):
+        with contextlib.suppress(OSError):
+            folder.rmtree(missing_ok=True)
+        time.sleep(0.1)
+        if not folder.exists():
+            return
 
 
 @dataclasses.dataclass
@@ -219,8 +231,7 @@ class Checkpointer:
                 whole = set(map(str, ocp.utils.checkpoint_steps(self._folder)))
                 for part in self._folder.iterdir():
                     if ".orbax-checkpoint-tmp" in part.name or (part.name.isdecimal() and part.name not in whole):
-                        with contextlib.suppress(OSError):
-                            part.rmtree(missing_ok=True)
+                        _remove(part)
             self._manager.reload()
             step = self._manager.latest_step()
             last = "there is no earlier one" if step is None else f"that of step {step} is whole"
