@@ -7,6 +7,8 @@ import pty
 import subprocess
 import sys
 
+from absl import logging as absl_logging
+
 from gvm_jax.runtime.live import LiveLine, plain_warnings
 from gvm_jax.runtime.progress import ProgressPrinter
 
@@ -69,8 +71,8 @@ def test_on_a_terminal_lines_stay_whole_beside_the_live_line():
 
 
 def test_warnings_are_plain_lines_once(monkeypatch, capsys):
-    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    monkeypatch.setattr(logging.getLogger(), "handlers", [absl_logging.get_absl_handler()])
     plain_warnings()
     plain_warnings()
     logging.getLogger("absl").warning("of %d", 3)
-    assert capsys.readouterr().err == "warning: of 3\n"
+    assert capsys.readouterr().err == "warning: of 3\n" and len(logging.getLogger().handlers) == 1
