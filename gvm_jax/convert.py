@@ -22,7 +22,7 @@ from gvm_jax.data import find_endings, load_tokenizer
 from gvm_jax.models.config import ADAPTER, ModelError, Qwen2Config, model_folder
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import DTYPES, save_params
-from gvm_jax.runtime.checkpoint import restore_subtree
+from gvm_jax.runtime.checkpoint_files import restore_subtree
 from gvm_jax.runtime.workdir import workdir_path
 from gvm_jax.training import fingerprints
 

@@ -30,8 +30,8 @@ from gvm_jax.models.qwen2 import Params
 from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
-from gvm_jax.runtime.checkpoint import best_step, restore_subtree
-from gvm_jax.runtime.checksums import checksums
+from gvm_jax.runtime.checkpoint_files import best_step, restore_subtree
+from gvm_jax.runtime.checksums import checksum
 from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.mesh import describe_devices
 from gvm_jax.runtime.owner import Owner
@@ -167,7 +167,7 @@ def _load_weights(sampler: Sampler, checkpoint: str | None, step: str) -> tuple[
         )  # fmt: skip
         params, restored = restore_subtree(checkpoint, "params", abstract, number)
         where = {"checkpoint": checkpoint, "step": restored}
-    return params, where | {"checksum": f"{sum(checksums(params).values()) % 2**64:016x}"}
+    return params, where | {"checksum": checksum(params)}
 
 
 def _describe(

@@ -21,7 +21,7 @@ from gvm_jax.lab.pool import PoolSettings, collect
 from gvm_jax.lab.study import StudySettings, make_scenario, run_study
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import VerifierFailure
-from gvm_jax.runtime.checkpoint import restore_subtree
+from gvm_jax.runtime.checkpoint_files import restore_subtree
 from gvm_jax.runtime.compilation_cache import keep_programs
 from gvm_jax.runtime.owner import Owner
 from gvm_jax.training.trainer import Trainer, describe_run

@@ -18,7 +18,7 @@ from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
 from gvm_jax.report import read_runs, side_by_side
 from gvm_jax.rewards.verdicts import VerifierFailure, VerifierRefused
-from gvm_jax.runtime.checkpoint import NoCheckpoint
+from gvm_jax.runtime.checkpoint_files import NoCheckpoint
 from gvm_jax.train import next_command
 from gvm_jax.training.inputs import every_input_error
 from tests.test_train import ROOT, environment, small_config

@@ -12,7 +12,8 @@ import pytest
 from gvm_jax.config import ConfigError
 from gvm_jax.evaluate import data_set_names, evaluate
 from gvm_jax.evaluation import draw
-from gvm_jax.runtime.checkpoint import Checkpointer, best_step
+from gvm_jax.runtime.checkpoint import Checkpointer
+from gvm_jax.runtime.checkpoint_files import best_step
 from gvm_jax.runtime.workdir import Workdir, record_config
 from gvm_jax.training.trainer import Trainer
 from tests.test_train import OVERRIDES, ROOT, environment, small_config

@@ -4,7 +4,6 @@
 """
 
 import os
-import pathlib
 import random
 import signal
 import subprocess
@@ -16,24 +15,11 @@ import orbax.checkpoint as ocp
 import pytest
 
 from gvm_jax.runtime.metrics import read_rows
+from tests.runtime.processes import CACHED, ROOT, SMALL_RUN
 
-ROOT = pathlib.Path(__file__).parent.parent
 KILLS = int(os.environ.get("GVM_JAX_KILLS", "3"))
 STEPS = max(4, 3 * KILLS // 2)
-OVERRIDES = {
-    "steps": STEPS,
-    "data.path": ROOT / "tests/sums.jsonl",
-    "prompts_per_step": 8,
-    "rollouts_per_step": 16,
-    "evaluation.prompts": 8,
-    "evaluation.every": 2,
-    "rollout.slots": 16,
-    "rollout.prefill_tokens": 256,
-    "rollout.max_new_tokens": 24,
-    "optimizer.micro_batch": 8,
-    "checkpoint.every": 2,
-    "gradient_norms.chunk": 8,
-}
+OVERRIDES = SMALL_RUN | {"steps": STEPS, "evaluation.every": 2, "checkpoint.every": 2}
 MOMENTS = {  # and how often it comes in two steps, at least
     "rollout": 8,
     "during the update": 2,
@@ -54,10 +40,7 @@ def run(workdir, moment, count=0):
     fields = [f"--config.{name}={value}" for name, value in OVERRIDES.items()]
     config = f"--config={ROOT / 'configs/quickstart.py'}"
     command = [sys.executable, ROOT / "tests/dying_run.py", moment, str(count), config, f"--workdir={workdir}", *fields]
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
+    environment = os.environ | CACHED | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu"}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
 

@@ -13,7 +13,8 @@ from configs import quickstart
 from gvm_jax.config import FIELDS, ConfigError, OnResume
 from gvm_jax.convert import convert
 from gvm_jax.models.config import ModelError
-from gvm_jax.runtime.metrics import RecordError, read_metrics, read_rows
+from gvm_jax.runtime.files import RecordError
+from gvm_jax.runtime.metrics import read_metrics, read_rows
 from gvm_jax.train import train
 from tests.runtime.test_owner import hold  # noqa: F401 - a fixture
 from tests.test_train import OVERRIDES, finished, small_config, without_times  # noqa: F401 - a fixture

@@ -8,8 +8,7 @@ from typing import Any
 
 import jax
 
-from gvm_jax.config import ConfigError, differences, shown
-from gvm_jax.runtime.metrics import append_line, complete_lines
+from gvm_jax.runtime.files import append_line, claim, complete_lines, write_atomically
 
 Key = tuple[int, int]  # question, sample
 PLACES = ("questions.path", "model.path", "weights.checkpoint")
@@ -32,17 +31,7 @@ class SampleStore:
 
     def __init__(self, folder: pathlib.Path, settings: Mapping[str, Any]):
         self._folder = folder
-        path, settings = folder / "settings.json", json.loads(json.dumps(settings))
-        if path.exists():
-            changes = differences(json.loads(path.read_text(encoding="utf-8")), settings)
-            if changed := [shown(name, *values) for name, values in changes.items() if name not in PLACES]:
-                problem = f"{path}: the samples of this folder are of something else. Use another --workdir. Fields:"
-                raise ConfigError("\n  ".join([problem, *changed]))
-        else:
-            folder.mkdir(parents=True, exist_ok=True)
-            partial = folder / f"settings.json.{os.uname().nodename}.{os.getpid()}"
-            partial.write_text(json.dumps(settings, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-            partial.replace(path)
+        claim(folder / "settings.json", settings, "the samples of this folder are", PLACES)
         self._own = folder / f"samples.{jax.process_index()}.jsonl"
 
     def load(self) -> dict[Key, dict[str, Any]]:
@@ -72,10 +61,7 @@ class SampleStore:
     def finish(self) -> None:
         """Puts all samples into `samples.jsonl`, ordered by question and sample; for one process, when all are done."""
         records = self.load()
-        partial = self._folder / "samples.partial"
-        with partial.open("wb", buffering=0) as file:
-            for key in sorted(records):
-                append_line(file, records[key])
-        partial.replace(self._folder / "samples.jsonl")
+        lines = "".join(json.dumps(records[key], allow_nan=False) + "\n" for key in sorted(records))
+        write_atomically(self._folder / "samples.jsonl", lines)
         for part in self._folder.glob("samples.*.jsonl"):
             part.unlink()

@@ -12,7 +12,7 @@ an effective rank r = (tr Σ)²/‖Σ‖². All comparisons share the sketch. Wi
 
 import dataclasses
 import functools
-import json
+import io
 import pathlib
 import re
 from collections.abc import Callable
@@ -23,13 +23,15 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.config import ConfigError, OnResume, diff, flat, on_resume
+from gvm_jax.config import ConfigError, OnResume, flat, on_resume
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.checksums import checksum
+from gvm_jax.runtime.cpu import compiler_options
+from gvm_jax.runtime.files import claim, write_atomically
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
 from gvm_jax.training.trainer import Trainer
 
@@ -92,7 +94,7 @@ def collect(
       ConfigError: the folder holds another pool, the prompts are not there, or `settings.parameters` chooses nothing.
     """
     prompt_ids = _first_prompts(run, step, settings.prompts)
-    _claim(folder, _identity(run, params, step, settings))
+    claim(folder / "pool.json", _identity(run, params, step, settings), "this pool is")
     policy = run.sampler.engine.load(params)
     sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
     measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.sampler.mesh))
@@ -101,10 +103,9 @@ def collect(
         path = folder / f"{begin:05d}.npz"
         if not path.exists():
             drawn = _sample(run, policy, prompt_ids[begin : begin + settings.block], settings.samples, step)
-            partial = path.with_suffix(".partial")
-            with partial.open("wb") as file:
-                np.savez(file, **_fields(*drawn, *measure(params, sketch, drawn[0])))
-            partial.replace(path)
+            file = io.BytesIO()
+            np.savez(file, **_fields(*drawn, *measure(params, sketch, drawn[0])))
+            write_atomically(path, file.getvalue())
         with np.load(path) as saved:
             blocks.append(dict(saved))
         accepted = np.mean([np.mean(block["rewards"] > 0) for block in blocks])
@@ -139,17 +140,7 @@ def _identity(run: Trainer, params: Params, step: int, settings: PoolSettings) -
         if name.partition(".")[0] in sections and on_resume(name) is OnResume.KEPT
     }
     kept |= {section: run.fingerprints[section] for section in ("data", "model")}
-    weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(params))
-    return json.loads(json.dumps(kept | {"step": step, "weights": weights, "pool": dataclasses.asdict(settings)}))
-
-
-def _claim(folder: pathlib.Path, identity: dict) -> None:
-    path = folder / "pool.json"
-    if path.exists() and (differences := diff(json.loads(path.read_text()), identity)):
-        problem = f"{path}: this pool is of something else. Use another --workdir, or delete the folder. Fields:"
-        raise ConfigError("\n  ".join([problem, *differences]))
-    folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(identity, indent=2) + "\n")
+    return kept | {"step": step, "weights": checksum(params), "pool": dataclasses.asdict(settings)}
 
 
 def _sample(

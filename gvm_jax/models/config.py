@@ -20,7 +20,6 @@ _NO_ADAPTERS = (
     f"holds an adapter ({ADAPTER}), which is not read; merge it into its base model (merge_and_unload of peft) and "
     "give the folder of the merged model"
 )
-# What of a network has no default.
 _SIZES = (
     "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads",
 )  # fmt: skip
@@ -45,7 +44,7 @@ class Qwen2Config:
     rms_norm_eps: float
     tie_word_embeddings: bool
     max_position_embeddings: int = 32_768  # the longest sequence that it was made for; transformers' default
-    # Ids whose logits are -inf: the tokenizer has no text for them. config.json knows none: who has the tokenizer says.
+    # Ids whose logits are -inf, since the tokenizer has no text for them. config.json does not name them.
     masked_ids: tuple[range, ...] = ()
 
     @classmethod
@@ -65,7 +64,7 @@ class Qwen2Config:
         if not isinstance(raw, dict):
             raise ModelError(f"{path} holds no JSON object; copy the model folder again")
         _expect(path, "model_type", "qwen2", raw.get("model_type"))
-        # transformers would take those of a 7B model.
+        # For these transformers would take the sizes of a 7B model.
         if missing := [name for name in _SIZES if name not in raw]:
             raise ModelError(f"{path} has no {', '.join(missing)}; copy the model folder again")
         for field, plain in {"quantization_config": None, "per_layer_config": None, "is_causal": True}.items():
@@ -82,19 +81,9 @@ class Qwen2Config:
         head_dim = getattr(read, "head_dim", None)
         if head_dim is None and read.num_attention_heads > 0:
             head_dim = read.hidden_size // read.num_attention_heads
-        config = cls(
-            vocab_size=read.vocab_size,
-            hidden_size=read.hidden_size,
-            intermediate_size=read.intermediate_size,
-            num_hidden_layers=read.num_hidden_layers,
-            num_attention_heads=read.num_attention_heads,
-            num_key_value_heads=read.num_key_value_heads,
-            head_dim=head_dim,
-            rope_theta=rope.get("rope_theta"),
-            rms_norm_eps=read.rms_norm_eps,
-            tie_word_embeddings=read.tie_word_embeddings,
-            max_position_embeddings=read.max_position_embeddings,
-        )
+        names = (*_SIZES, "rms_norm_eps", "tie_word_embeddings", "max_position_embeddings")
+        fields = {name: getattr(read, name) for name in names}
+        config = cls(**fields, head_dim=head_dim, rope_theta=rope.get("rope_theta"))
         for field in dataclasses.fields(cls):
             value = getattr(config, field.name)
             if field.type in (int, float) and not (type(value) in (int, field.type) and 0 < value < math.inf):

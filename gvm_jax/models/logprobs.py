@@ -13,8 +13,8 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from gvm_jax.models.packed_attention import segment_attention
-from gvm_jax.models.products import outer
 from gvm_jax.models.qwen2 import Qwen2
+from gvm_jax.runtime.cpu import outer
 
 VOCABULARY_CHUNK = 128
 
@@ -28,23 +28,28 @@ def partition_sums(
     return jnp.exp((chunks - max_logit[..., None]) * inverse).sum(-1)
 
 
+def _softmax(logits: Float[Array, "... V"], temperature: float | Float[Array, ""]):
+    """(1 / T, the largest logit, Σ exp((z - largest) / T)), with T = 1 for a temperature of 0.
+
+    Logits are scaled where they are used: a scaled copy would be one more array of the vocabulary's size.
+    """
+    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
+    max_logit = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
+    return inverse, max_logit, partition_sums(logits, max_logit, inverse).sum(-1)
+
+
 def select_logprobs(
     logits: Float[Array, "... V"], tokens: Int[Array, "..."], temperature: float | Float[Array, ""]
 ) -> Float[Array, "..."]:
     """log π_T of `tokens`. A temperature of 0 (greedy) reports the untempered log-probability."""
-    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    # Scaled where it is used: a scaled copy would be one more array of the vocabulary's size.
-    max_logit = jax.lax.stop_gradient(logits.max(-1, keepdims=True))
-    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
+    inverse, max_logit, sum_exp = _softmax(logits, temperature)
     chosen = jnp.take_along_axis(logits, tokens[..., None], axis=-1)
     return ((chosen - max_logit) * inverse)[..., 0] - jnp.log(sum_exp)
 
 
 def entropies(logits: Float[Array, "... V"], temperature: float | Float[Array, ""]) -> Float[Array, "..."]:
     """−Σ π_T log π_T in nats, of the untempered policy at a temperature of 0."""
-    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    max_logit = logits.max(-1, keepdims=True)
-    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
+    inverse, max_logit, sum_exp = _softmax(logits, temperature)
     scaled = (logits - max_logit) * inverse
     weights = jnp.exp(scaled)
     # 0·log 0 = 0: the logits of masked tokens are -inf.
@@ -58,9 +63,7 @@ def logit_gradients(
     temperature: float | Float[Array, ""],
 ) -> Float[Array, "... V"]:
     """Σ cotangent · ∂ log π_T / ∂ z of `select_logprobs`: cotangent · (onehot(y) − softmax(z / T)) / T."""
-    inverse = 1.0 / jnp.where(temperature > 0, temperature, 1.0)
-    max_logit = logits.max(-1, keepdims=True)
-    sum_exp = partition_sums(logits, max_logit, inverse).sum(-1)
+    inverse, max_logit, sum_exp = _softmax(logits, temperature)
     chosen = jnp.arange(logits.shape[-1]) == tokens[..., None]
     cotangents = cotangents * inverse
     return chosen * cotangents[..., None] - jnp.exp((logits - max_logit) * inverse) * (cotangents / sum_exp)[..., None]
@@ -98,9 +101,8 @@ def token_logprobs(
 
     Entropies have no gradient.
 
-    The wanted tokens are taken together, and logits exist for `chunk` of them at a time, in the forward and
-    (recomputed) in the backward pass: [B, L, vocabulary] is never in memory, and tokens that are not wanted, those of
-    prompts say, cost nothing.
+    Logits exist for `chunk` wanted tokens at a time, in the forward and (recomputed) in the backward pass:
+    [B, L, vocabulary] is never in memory, and other tokens, such as those of prompts, cost nothing.
 
     Args:
       model: whose head turns states into logits.
@@ -168,7 +170,7 @@ class _Chunks:
                 at, inside, chosen = self._part(targets, i)
                 logits = self.model.logits(states[before(at)], kernel)
                 values = select_logprobs(logits, chosen, self.temperature), entropies(logits, self.temperature)
-                # What is not wanted has a place out of range, which is dropped.
+                # Tokens that are not wanted get a place out of range, which is dropped.
                 return found.at[:, jnp.where(inside, at, size)].set(jnp.stack(values), mode="drop")
 
             found = jax.lax.fori_loop(0, targets[-1], add, self.vary(jnp.zeros((2, size))))

@@ -1,7 +1,7 @@
 """Qwen2.5 as one Flax NNX module, for training, prefill and decoding alike.
 
 The layers' parameters are stacked on a leading axis and run by `lax.scan`, so the compile time does not grow with
-the depth; a model may also keep them apart (`unstack`). How queries meet keys is the caller's: an `Attention`
+the depth. How queries meet keys is the caller's: an `Attention`
 callable is handed in, and the state it needs (the paged KV cache while sampling, nothing while training) is threaded
 through the layers as `cache`.
 
@@ -11,6 +11,7 @@ dtype of the embedded tokens (`dtype`); norms, rotary angles and logits are floa
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -21,9 +22,9 @@ from jaxtyping import Array, Float, Int
 
 from gvm_jax.models.config import Qwen2Config, in_ranges
 from gvm_jax.models.packed_attention import IMPLEMENTATIONS, Attention
-from gvm_jax.models.products import matmul
+from gvm_jax.runtime import cpu
 
-# What of a layer the backward pass finds kept, and what it computes again.
+# The results of a layer that are kept for the backward pass; it computes the others again.
 REMAT = {
     "full": None,  # only the layer's input is kept
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,  # ... and the results of its matrix products
@@ -72,11 +73,7 @@ class Linear(Weight):
 
     def __call__(self, x: Float[Array, "..."]) -> Float[Array, "..."]:
         """x · kernel + bias, in x's dtype."""
-        # As one matrix product: XLA's CPU backend runs the gradient of a contraction over several axes 3 times slower.
-        kernel = self.kernel[...].astype(x.dtype)
-        inputs = math.prod(kernel.shape[: self.contract])
-        y = matmul(x.reshape(-1, inputs), kernel.reshape(inputs, -1))
-        y = self.scaled(y.reshape(*x.shape[: -self.contract], *kernel.shape[self.contract :]))
+        y = self.scaled(cpu.tensordot(x, self.kernel[...].astype(x.dtype), self.contract))
         return y if self.bias is None else y + self.bias[...].astype(x.dtype)
 
 
@@ -148,19 +145,15 @@ class Qwen2(nnx.Module):
         rngs: nnx.Rngs,
         dtype=jnp.float32,
         remat: str = "none",
-        stacked: bool = True,
         weight_dtype: str | None = None,
         activation_sharding: NamedSharding | None = None,
         attention: str = "xla",
     ):
-        self.config, self.dtype, self.remat, self.stacked = config, dtype, remat, stacked
+        self.config, self.dtype, self.remat = config, dtype, remat
         self.activation_sharding, self.attention = activation_sharding, attention
-        depth = config.num_hidden_layers
         self.embed_tokens = Embedding(rngs, config, weight_dtype)
-        if stacked:
-            self.layers = Block(config, rngs, (depth,), weight_dtype)
-        else:
-            self.layers = nnx.List(Block(config, rngs, (), weight_dtype) for _ in range(depth))
+        make_layer = functools.partial(Block, config, rngs, weight_dtype=weight_dtype)
+        self.layers = self.make_layers(make_layer, config.num_hidden_layers)
         self.norm = RMSNorm((), config.hidden_size, config.rms_norm_eps)
         self.lm_head = None if config.tie_word_embeddings else Embedding(rngs, config, weight_dtype)
 
@@ -185,12 +178,16 @@ class Qwen2(nnx.Module):
         x = self.embed_tokens.lookup(tokens, self.dtype)
         if tap is not None:
             x = x + tap.astype(x.dtype)
-        x = self.by_rows(x)
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        if not self.stacked:
-            for i, layer in enumerate(self.layers):
-                x, cache = layer(x, angles, jnp.int32(i), attention, cache)
-            return self.norm(x), cache
+        x, cache = self.run_layers(self.by_rows(x), angles, attention, cache)
+        return self.norm(x), cache
+
+    def make_layers(self, make_layer: Callable[[tuple[int, ...]], Block], depth: int) -> nnx.Module:
+        """All layers as one `Block`, stacked on a leading axis."""
+        return make_layer((depth,))
+
+    def run_layers(self, x: Float[Array, "B L D"], angles: Float[Array, "B L half"], attention: Attention, cache: Any):
+        """The last layer's output, and the cache."""
         graphdef, stacked = nnx.split(self.layers)
 
         def layer_step(carry, layer_params):
@@ -201,10 +198,10 @@ class Qwen2(nnx.Module):
         if self.remat != "none":
             layer_step = jax.checkpoint(layer_step, prevent_cse=False, policy=REMAT[self.remat])  # safe: inside a scan
         (x, cache, _), _ = jax.lax.scan(layer_step, (x, cache, jnp.int32(0)), stacked)
-        return self.norm(x), cache
+        return x, cache
 
     def by_rows(self, x: Float[Array, "B ..."]) -> Float[Array, "B ..."]:
-        """x with its rows split over the devices as `rows` says, where they are a multiple of its devices.
+        """x with its rows split as `activation_sharding` says, where they are a multiple of its devices.
 
         Left to itself the compiler splits activations as the embedding's columns are, and reduces every product over
         the devices instead of gathering the weights.
@@ -227,6 +224,10 @@ class Qwen2(nnx.Module):
         """Next-token logits in float32, -inf for `config.masked_ids`; `kernel` is the head's, where it is at hand."""
         logits, masked = self.head.logits(hidden, kernel), self.config.masked_ids
         return jnp.where(in_ranges(jnp.arange(logits.shape[-1]), masked), -jnp.inf, logits) if masked else logits
+
+
+class UnstackedQwen2(cpu.UnstackedLayers, Qwen2):
+    """The decoder with its layers apart: parameters as `cpu.unstack` gives them."""
 
 
 def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Float[Array, "B L half"]:
@@ -252,10 +253,10 @@ class Model:
       config: the network.
       dtype: of the computation.
       remat: what the backward pass computes again, a name of `REMAT` (stacked layers only).
-      stacked: whether `params` has one stack of layers, or a dict of them by number (`unstack`).
+      network: the module that is built.
       weight_dtype: "int8" for parameters as `quantize` gives them; None for floats.
-      rows: how the rows of activations are split over devices (`sharding.batch_sharding`); None leaves it to XLA.
-      attention: that of sequences without a cache, a name of `attention.IMPLEMENTATIONS`.
+      activation_sharding: of the rows of activations over devices (`sharding.batch_sharding`); None leaves it to XLA.
+      attention: that of sequences without a cache, a name of `packed_attention.IMPLEMENTATIONS`.
 
     Raises:
       ValueError: another `weight_dtype`, `remat` or `attention`.
@@ -266,10 +267,10 @@ class Model:
         config: Qwen2Config,
         dtype=jnp.float32,
         remat: str = "none",
-        stacked: bool = True,
         weight_dtype: str | None = None,
         activation_sharding: NamedSharding | None = None,
         attention: str = "xla",
+        network: type[Qwen2] = Qwen2,
     ):
         if weight_dtype not in (None, "int8"):
             raise ValueError(f"weight_dtype = {weight_dtype!r}: must be 'int8', or None for float parameters")
@@ -281,9 +282,7 @@ class Model:
         self.attention = attention
 
         def build(seed):
-            return Qwen2(
-                config, nnx.Rngs(seed), self.dtype, remat, stacked, weight_dtype, activation_sharding, attention
-            )
+            return network(config, nnx.Rngs(seed), self.dtype, remat, weight_dtype, activation_sharding, attention)
 
         self._build = build
         self._graphdef, state = nnx.split(nnx.eval_shape(lambda: build(0)))
@@ -295,9 +294,10 @@ class Model:
         return nnx.merge(self._graphdef, params)
 
     def cast(self, params: Params) -> Params:
-        """The parameters with those of the layers in `dtype`, to which each of their uses would round them.
+        """The parameters with the layers' rounded to `dtype` once, as each use would round them.
 
-        For several passes with the same parameters. The embeddings stay float32: their gradient is a sum over tokens.
+        It pays for several passes with the same parameters. The embeddings stay float32, since their gradient is a sum
+        over tokens.
         """
         return {**params, "layers": jax.tree.map(lambda x: x.astype(self.dtype), params["layers"])}
 
@@ -310,13 +310,6 @@ class Model:
         if self._weight_dtype:
             raise ValueError(f"weight_dtype = {self._weight_dtype!r}: quantize the parameters of a float model instead")
         return nnx.to_pure_dict(nnx.state(self._build(seed), nnx.Param))
-
-
-def unstack(params: Params) -> Params:
-    """The parameters of a model with `stacked=False`: a dict of layers by number instead of one stack."""
-    layers = params["layers"]
-    depth = jax.tree.leaves(layers)[0].shape[0]
-    return {**params, "layers": {i: jax.tree.map(lambda stack: stack[i], layers) for i in range(depth)}}  # noqa: B023
 
 
 def _is_param(x) -> bool:

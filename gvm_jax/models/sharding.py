@@ -41,7 +41,7 @@ def split_sizes(model: Model, mesh_axis: str) -> dict[str, int]:
 
 
 def divisor(model: Model, mesh_axis: str) -> int:
-    """What the size of a mesh axis must divide."""
+    """The number that the size of a mesh axis must divide."""
     return math.gcd(*split_sizes(model, mesh_axis).values())
 
 

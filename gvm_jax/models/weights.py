@@ -62,7 +62,7 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
         value = np.empty(abstract.shape, dtype)
         for part, name in zip(value if key.startswith("layers.") else [value], _names(model.config, key), strict=True):
             tensor = tensors[name][:]
-            with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite, and is told of below
+            with np.errstate(over="ignore"):  # values beyond float32 become infinite, an error below
                 part[...] = (tensor.T if _is_linear(key) else tensor).reshape(part.shape)
             if not (finite := np.isfinite(part)).all():
                 raise ModelError(
@@ -76,7 +76,7 @@ def load_params(model: Model, folder: pathlib.Path, shardings: Params | None = N
 
 
 def check_weights(model: Model, folder: pathlib.Path) -> dict[str, Any]:
-    """Check names, shapes and types by the files' headers alone; log which is read of a whole file and shards.
+    """Check names, shapes and types by the files' headers alone; warn where a whole file hides shards.
 
     Returns:
       Checkpoint name -> the tensor in its open file, which `[:]` reads.
@@ -94,7 +94,8 @@ def check_weights(model: Model, folder: pathlib.Path) -> dict[str, Any]:
 def fingerprint(tensors: dict[str, Any]) -> str:
     """A hash of the names, shapes and first numbers of all tensors, whichever files and types hold them.
 
-    Not of all numbers, which would take as long as to load them: training changes those of whole matrices.
+    All numbers would take as long as loading the model, and the first ones are enough: training changes whole matrices.
+    `runtime/checksums.py` covers every bit of arrays that are loaded.
 
     Args:
       tensors: as `check_weights` returns them.
@@ -133,29 +134,20 @@ def save_params(model: Model, params: Params, folder: pathlib.Path, dtype: str, 
     config.pop("torch_dtype", None)
     config_path.write_text(json.dumps({**config, "dtype": dtype}, indent=2) + "\n", encoding="utf-8")
 
-    shards, size = [{}], 0
-    for name, value in tensors.items():
-        if size + value.nbytes > MAX_SHARD_BYTES and shards[-1]:
-            shards.append({})
-            size = 0
-        shards[-1][name] = value
-        size += value.nbytes
-    if len(shards) == 1:
-        _write(shards[0], folder / SINGLE)
-        return
-    weight_map = {}
-    for i, shard in enumerate(shards, 1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors"
-        _write(shard, folder / file)
-        weight_map.update(dict.fromkeys(shard, file))
-    total = sum(value.nbytes for value in tensors.values())
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    from huggingface_hub import split_state_dict_into_shards_factory  # slow to import, and only exports need it
 
-
-def _write(tensors: dict[str, np.ndarray], file: pathlib.Path) -> None:
-    save_file(tensors, file, metadata={"format": "pt"})
-    file.chmod(0o644)  # safetensors makes it private
+    split = split_state_dict_into_shards_factory(
+        tensors,
+        get_storage_size=lambda value: value.nbytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=MAX_SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        save_file({name: tensors[name] for name in names}, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # safetensors makes it private
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _checkpoint_tensors(model: Model, params: Params, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:

@@ -7,6 +7,7 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from gvm_jax.models.assemble import resolve_compute_dtype
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model
@@ -15,7 +16,7 @@ from gvm_jax.planning.chips import Topology
 from gvm_jax.rollout import paged_attention
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.settings import RolloutSettings
-from gvm_jax.runtime.mesh import make_mesh, replica_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import make_mesh, replica_mesh
 from gvm_jax.training.step import TrainStep
 
 _ONE_PROCESS = {"data": -1, "fsdp": 1, "tensor": 1}  # its devices are dealt to replicas whatever its axes

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from gvm_jax.models.quantize import quantize
-from gvm_jax.models.qwen2 import Model, Params, unstack
+from gvm_jax.models.qwen2 import Model, Params, Qwen2, UnstackedQwen2
 from gvm_jax.models.sharding import check_axes, divisor, param_shardings, replicated
 from gvm_jax.rollout import device
 from gvm_jax.rollout.inputs import make_batch, make_calls, stack
@@ -18,7 +18,8 @@ from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.rollout.scheduler import Scheduler
 from gvm_jax.rollout.settings import RolloutSettings
-from gvm_jax.runtime.mesh import compiler_options, local_mesh, on_local_mesh, replica_mesh
+from gvm_jax.runtime import cpu
+from gvm_jax.runtime.mesh import local_mesh, on_local_mesh, replica_mesh
 
 
 class RolloutEngine:
@@ -42,19 +43,19 @@ class RolloutEngine:
         platform = mesh.devices.flat[0].platform
         int8 = settings.weight_dtype == "int8"
         self._own_layout = int8 or model.dtype != jnp.float32  # float32 is that of the training parameters
-        # XLA's CPU backend copies a layer's slice of a stack before it multiplies: apart, they are read in place.
         unstacked = self._own_layout and platform == "cpu"
 
         def convert(params):
             params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
-            return unstack(params) if unstacked else params
+            return cpu.unstack(params) if unstacked else params
 
         check_axes(model, mesh.shape)  # before the replicas, whose size is the mesh's own where it is not set
         tensor = settings.tensor or mesh.shape["tensor"]
         training_mesh, all_replicas = mesh, replica_mesh(mesh, tensor, divisor(model, "tensor"))
         self._mesh = mesh = local_mesh(all_replicas)
         self.replicas = mesh.shape["data"]
-        self._model = Model(model.config, model.dtype, stacked=not unstacked, weight_dtype="int8" if int8 else None)
+        network = UnstackedQwen2 if unstacked else Qwen2
+        self._model = Model(model.config, model.dtype, weight_dtype="int8" if int8 else None, network=network)
         self._shardings = param_shardings(self._model, mesh)
         self._shardings_everywhere = param_shardings(self._model, all_replicas)
         # Of devices in another order no program can make its results: they are moved after it.
@@ -132,7 +133,7 @@ class RolloutEngine:
 
         def jit(function, static, common, donate, out):
             of_all = self._on_replicas(functools.partial(function, *static), common)
-            options = compiler_options(self._mesh)
+            options = cpu.compiler_options(self._mesh)
             return jax.jit(of_all, compiler_options=options, donate_argnums=donate, out_shardings=out)
 
         key = abstract(jax.eval_shape(lambda: jax.random.key(0)))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, PyTree, UInt32
 
-from gvm_jax.runtime.mesh import compiler_options
+from gvm_jax.runtime.cpu import compiler_options
 
 _BITS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint32}  # of 8 bytes: two words
 
@@ -44,7 +44,11 @@ def checksums(tree: PyTree) -> dict[str, int]:
 
     Any change to a single element changes the array's checksum; of other changes one in 2^32 does not.
     """
-
     meshes = [x.sharding.mesh for x in jax.tree.leaves(tree) if isinstance(getattr(x, "sharding", None), NamedSharding)]
     sums = jax.device_get(_program(meshes[0] if meshes else None)(tree))
     return {jax.tree_util.keystr(path): int(x) for path, x in jax.tree_util.tree_leaves_with_path(sums)}
+
+
+def checksum(tree: PyTree) -> str:
+    """One checksum of all arrays, in hexadecimal: the identity of parameters that are loaded."""
+    return f"{sum(checksums(tree).values()) % 2**64:016x}"

@@ -1,4 +1,4 @@
-"""What the processes of a run tell one another between pieces of work that each does by itself.
+"""Exchange between the processes of a run, each of which works by itself in between.
 
 `any_process` and `gather_rows` are collectives: all processes call them, in the same order.
 """
@@ -7,18 +7,18 @@ from typing import TypeVar
 
 import jax
 import numpy as np
-from jax._src import distributed
 from jax.experimental import multihost_utils
 from jaxtyping import Bool, Float
 
+from gvm_jax.runtime import watch
+
 Tree = TypeVar("Tree")
-_ANNOUNCEMENTS = "gvm_jax/announced/"
 
 
 def share(work: Float[np.ndarray, " m"]) -> Bool[np.ndarray, " m"]:
     """Which items this process takes: those with most work first, each to the process with the least so far.
 
-    No word is exchanged: all processes are given the same `work` and come to the same shares.
+    Nothing is exchanged: all processes compute the same shares from the same `work`.
     """
     loads, mine = np.zeros(jax.process_count()), np.zeros(len(work), bool)
     for item in np.argsort(-np.asarray(work), kind="stable"):
@@ -54,20 +54,6 @@ def gather_rows(tree: Tree) -> Tree:
     return jax.tree.map(gather, tree)
 
 
-def announce(name: str) -> None:
-    """Tells all processes something that they look for with `announced`; returns at once."""
-    if jax.process_count() > 1:
-        key = f"{_ANNOUNCEMENTS}{name}/{jax.process_index()}"
-        distributed.global_state.client.key_value_set(key, "", allow_overwrite=True)
-
-
-def announced(name: str) -> bool:
-    """Whether any process has announced this; a question to process 0, a millisecond or so."""
-    if jax.process_count() == 1:
-        return False
-    return bool(distributed.global_state.client.key_value_dir_get(_ANNOUNCEMENTS + name))
-
-
 def is_first() -> bool:
     """Whether this process is the run's first; unlike `jax.process_index()` it touches no device."""
-    return distributed.global_state.process_id == 0
+    return watch.current is None or watch.current.process == 0

@@ -1,13 +1,11 @@
-"""Compiled programs kept on disk: a run that resumes, or another of the same shapes, compiles none of them again.
+"""JAX's persistent compilation cache: a run that resumes, or another of the same shapes, compiles nothing again.
 
-The folder is `gvm_jax/programs` in $XDG_CACHE_HOME, by default ~/.cache; the least recently used programs leave it
-where it would hold more than `MOST_BYTES`. JAX's own variables say otherwise: JAX_COMPILATION_CACHE_DIR=FOLDER, of
-whatever size they say, and JAX_ENABLE_COMPILATION_CACHE=0 for none.
+The folder is `gvm_jax/programs` in $XDG_CACHE_HOME, by default ~/.cache. Beyond `MOST_BYTES` the least recently used
+programs are deleted. JAX's own variables override this: JAX_COMPILATION_CACHE_DIR=FOLDER names another folder, and
+JAX_ENABLE_COMPILATION_CACHE=0 turns the cache off.
 
-A program is found by its text, its compiler and the kind of its devices, a CPU's instructions among it, and is the very
-code that was compiled before: results keep their bits. JAX warns of an entry that cannot be read or written, and
-compiles. A run of several processes keeps none here: only process 0 would write, and compile nothing while the others
-do; name a folder that all of them share.
+A cached program is the code that was compiled before, so results keep their bits. A run of several processes has no
+cache by default: only process 0 would write, and without a shared folder the others would compile while it waits.
 """
 
 import os
@@ -25,7 +23,7 @@ _LOCK_SECONDS = 5.0
 
 
 def default_folder() -> pathlib.Path:
-    """Where programs are kept if nothing is said."""
+    """The folder of programs, unless JAX's variables name one."""
     cache = os.environ.get("XDG_CACHE_HOME", "")
     # The XDG base directory specification has relative paths ignored.
     base = pathlib.Path(cache) if os.path.isabs(cache) else pathlib.Path("~/.cache").expanduser()
@@ -33,12 +31,12 @@ def default_folder() -> pathlib.Path:
 
 
 def keep_programs() -> None:
-    """Has JAX keep programs in `default_folder`, unless its own settings say where, or that none be kept.
+    """Turns JAX's cache on in `default_folder`, unless JAX's settings name a folder or turn it off.
 
-    Call it before anything is compiled, after `distributed.start`: a run of several processes keeps none.
+    Call it before anything is compiled, and after `distributed.start`.
     """
-    said = jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache
-    if said or jax.distributed.is_initialized():
+    decided = jax.config.jax_compilation_cache_dir is not None or not jax.config.jax_enable_compilation_cache
+    if decided or jax.distributed.is_initialized():
         return
     try:
         folder = default_folder()
@@ -53,12 +51,12 @@ def keep_programs() -> None:
 
 
 def _make_ready(folder: pathlib.Path) -> None:
-    """Makes the folder, and removes what a write that was cut short has left; raises where JAX could not write there.
+    """Makes the folder and removes programs whose write was cut short; raises OSError where JAX could not write.
 
-    JAX writes a program, then the time of its use, both behind the lock. A program without a time is not whole, and
-    until jax 0.12 it is in the way of all later ones.
+    JAX writes a program, then the time of its use, both behind the lock. Until jax 0.12 a program without a time makes
+    all later writes fail.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # who can write here can have their code run
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # anyone who can write here can have their code run
     with filelock.FileLock(folder / _LOCK, timeout=_LOCK_SECONDS):
         epath.Path(folder / _LOCK).stat()  # JAX asks in this way, which fails for a user without a name
         probe = folder / f".probe-{os.getpid()}"

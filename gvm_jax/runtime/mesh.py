@@ -1,12 +1,10 @@
-"""The devices of a run: the mesh over them, and the dtype they compute fastest."""
+"""The devices of a run, and the mesh over them."""
 
 import collections
 import math
-import pathlib
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -114,44 +112,6 @@ def put(tree, sharding: jax.sharding.Sharding):
     `jax.device_put` would compare them over all processes first, which costs a transfer of the whole.
     """
     return jax.tree.map(lambda x: jax.make_array_from_callback(x.shape, sharding, x.__getitem__), tree)
-
-
-def compiler_options(mesh: jax.sharding.Mesh) -> dict[str, bool]:
-    """What `jax.jit` is to tell the compiler of a program over this mesh.
-
-    XLA's CPU backend may start collectives that need nothing of each other in another order on each of its virtual
-    devices, which then wait for one another for ever. With its sequential schedule they keep one order.
-    """
-    several_cpus = mesh.devices.size > 1 and mesh.devices.flat[0].platform == "cpu"
-    return {"xla_cpu_enable_concurrency_optimized_scheduler": False} if several_cpus else {}
-
-
-def _cpu_has_amx() -> bool:
-    """Whether the CPU multiplies bfloat16 matrices in hardware (Intel AMX); Linux only, False elsewhere."""
-    try:
-        return "amx_bf16" in pathlib.Path("/proc/cpuinfo").read_text().split()
-    except OSError:
-        return False
-
-
-def resolve_compute_dtype(name: str, backend: str | None = None) -> tuple[jnp.dtype, str]:
-    """The dtype that `model.compute_dtype` stands for on a backend's devices (default: JAX's own), and one line why.
-
-    "auto" is bfloat16 on TPU and GPU. On a CPU it is bfloat16 only where that is the faster one: with AMX,
-    which XLA uses for bfloat16 from jax 0.12 on.
-    """
-    backend = backend or jax.default_backend()
-    if name != "auto":
-        slow = name == "bfloat16" and backend == "cpu" and jax.__version_info__ < (0, 12)
-        remark = ", though float32 is much faster on a CPU before jax 0.12" if slow else ""
-        return jnp.dtype(name), f"{name}: model.compute_dtype asks for it{remark}"
-    if backend in ("tpu", "gpu"):
-        return jnp.dtype(jnp.bfloat16), f"bfloat16: auto on {backend}"
-    if jax.__version_info__ < (0, 12):
-        return jnp.dtype(jnp.float32), f"float32: auto on {backend}; jax {jax.__version__} < 0.12 is slower in bfloat16"
-    if not _cpu_has_amx():
-        return jnp.dtype(jnp.float32), f"float32: auto on {backend} without AMX, which is slower in bfloat16"
-    return jnp.dtype(jnp.bfloat16), f"bfloat16: auto on {backend} with AMX"
 
 
 def describe_devices() -> str:

@@ -6,13 +6,11 @@ is read back as NaN.
 """
 
 import contextlib
-import io
-import json
 import math
 import os
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -20,21 +18,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from gvm_jax.errors import InputError
-
-
-class RecordError(InputError):
-    """A file of a run's record has a line that is none; the message names it."""
-
-
-@contextlib.contextmanager
-def naming(path: os.PathLike[str]) -> Iterator[None]:
-    """Has an error of the disk name the file and say what to do."""
-    try:
-        yield
-    except OSError as error:
-        problem = f"{path}: cannot be written; free space or use another --workdir. {error.strerror or error}"
-        raise OSError(problem) from error
+from gvm_jax.runtime.files import append_line, complete_lines, naming
 
 
 def _plain(value: Any) -> int | float | str | None:
@@ -47,49 +31,21 @@ def _plain(value: Any) -> int | float | str | None:
     return float(value) if math.isfinite(value) else None
 
 
-def complete_lines(path: pathlib.Path) -> Iterator[tuple[dict[str, Any], int]]:
-    """The complete lines of a file, each with the offset of its end; a torn last line is left out."""
-    end = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, start=1):
-            if not line.endswith(b"\n"):
-                return
-            end += len(line)
-            try:
-                values = json.loads(line)
-            except ValueError as error:
-                raise RecordError(f"{path}, line {number}: not JSON; remove or repair the line") from error
-            yield values, end
-
-
-def append_line(file: io.FileIO, values: Mapping[str, Any]) -> None:
-    """Writes a line of JSON to a file that was opened for appending, without a buffer.
-
-    Raises:
-      OSError: with the file's name and what to do.
-    """
-    line = json.dumps(values, allow_nan=False).encode() + b"\n"
-    with naming(file.name):
-        while line:  # a disk that fills up takes a part first
-            line = line[file.write(line) :]
-
-
 def tagged(scalars: Mapping[str, Any], table: str) -> dict[str, float]:
     """The finite scalars as dashboards show them: `accuracy` of the table `evaluation` is `evaluation/accuracy`."""
     prefix = "" if table == "metrics" else f"{table}/"
     return {prefix + name: float(value) for name, value in scalars.items() if math.isfinite(value)}
 
 
-class MetricsWriter:
+class MetricsWriter(contextlib.AbstractContextManager):
     """Writes a run's scalars and tables under its workdir, so that no step appears twice after a resume.
 
     Args:
       workdir: folder of the run; made if missing.
-      resume_step: the step the run resumes from: lines of later steps, and a torn last line, are dropped and
-        the others kept byte for byte. None = a run from its start: earlier lines are all dropped.
+      resume_step: the step the run resumes from. Lines of later steps and a torn last line are dropped, the others
+        kept byte for byte. None = a run from its start: all lines are dropped.
       active: False on all processes but the first: nothing is touched.
-      tables: those beside `metrics` whose files, where they are there, are cut now and not at their next line, which
-        may never come.
+      tables: other tables whose files are cut now, and not at their next line, which may never come.
 
     Attributes:
       dropped: the last step whose line in `metrics.jsonl` was dropped; 0 = none was.
@@ -172,12 +128,7 @@ class MetricsWriter:
         with naming(self._workdir / "tensorboard"):
             self._tensorboard.close()
 
-    def __enter__(self) -> "MetricsWriter":
-        """The writer itself; leaving the block closes it."""
-        return self
-
     def __exit__(self, *_: object) -> None:
-        """Closes all files."""
         self.close()
 
     def _open(self, name: str) -> None:
@@ -206,7 +157,7 @@ class MetricsWriter:
         self._files[name] = (file, step)
 
 
-def read_rows(workdir: str | os.PathLike[str], table: str) -> list[dict[str, Any]]:
+def read_rows(workdir: str | os.PathLike[str], table: str = "metrics") -> list[dict[str, Any]]:
     """The lines of `<table>.jsonl` in a run's workdir, `null` as NaN; a torn last line is left out.
 
     Raises:

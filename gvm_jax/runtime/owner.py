@@ -1,14 +1,14 @@
-"""One process at a time writes into a workdir.
+"""One run at a time writes into a workdir.
 
-On a file system it is held by a POSIX lock on its file `lock`, which the kernel releases with the process however it
-ends, and which no child inherits. All processes of a machine see the lock, by whatever path they come. Over NFS all
-machines do, where locks are the server's: always with version 4, with version 3 unless it is mounted with `nolock` or
-`local_lock`; of a machine that is lost the server forgets the lock after its lease, mostly 90 s. A file system without
-locks (Lustre without `flock`) holds nothing, which is said.
+On a file system a run holds a POSIX lock on the workdir's file `lock`. The kernel releases it with the process, however
+that ends, and children do not inherit it. All processes of a machine see it, whatever path they use. Over NFS all
+machines see it where the server keeps locks: always with version 4, with version 3 unless mounted with `nolock` or
+`local_lock`. The server drops the lock of a lost machine after its lease, mostly 90 s. A file system without locks
+(Lustre without `flock`) gives a warning.
 
-An object store has nothing that is released by itself, and a preempted run must be able to start again on another
-machine at once. So there the run that came last owns the workdir: it puts its name into the object `lock`, and the one
-before ends when it is to store something next.
+An object store releases nothing by itself, and a preempted run must be able to start again on another machine at once.
+So there the last run to start owns the workdir: it puts its name into the object `lock`, and the run before it ends at
+its next write.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from absl import logging
 
 from gvm_jax.config import ConfigError
 from gvm_jax.runtime import collectives
-from gvm_jax.runtime.metrics import naming
+from gvm_jax.runtime.files import naming
 from gvm_jax.runtime.workdir import workdir_path
 
 _FILE = "lock"
@@ -34,10 +34,10 @@ class OwnerError(OSError):
 
 
 class Owner:
-    """Holds a workdir for this process, and so for its run: of several processes the first one does it for all.
+    """Holds a workdir for a run; with several processes the first one does it for all.
 
-    A context manager. Entered, it holds a folder that is there, so that a second run is refused before any work; one
-    that is not there is made and held by `take`, once the run is known to be able to start.
+    A context manager that holds an existing folder from its beginning, so that a second run is refused before any work.
+    `take` makes and holds a folder that does not exist yet, once the run is known to be able to start.
 
     Args:
       workdir: path or URL.
@@ -52,16 +52,14 @@ class Owner:
         self._remote = "://" in os.fspath(self._folder)
         self._active = collectives.is_first()
         self._file: IO[str] | None = None
-        self._name = ""  # what stands in `lock` while this run holds it
+        self._name = ""  # the content of `lock` while this run holds it
 
     def __enter__(self) -> "Owner":
-        """Holds the folder if it is there."""
         if not self._remote and self._folder.is_dir():
             self.take()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None):
-        """Releases it."""
         if self._file is not None:
             self._file.truncate(0)
             self._file.close()

@@ -3,22 +3,16 @@
 import os
 import signal
 import threading
-import time
 from types import FrameType
 
-import jax
+from gvm_jax.runtime import watch
 
-from gvm_jax.runtime import collectives
-
-# Of a run that was told to stop, saved, and can be resumed by the same command: the shell's code for a
+# Exit code of a run that was asked to stop, has saved, and is resumed by the same command: the shell's code for a
 # process ended by SIGTERM. Not 0, since a supervisor must not take an interrupted run for a finished one.
 EXIT_CODE = 143
 
-# How long a run that has nothing to lose is given to look at the request itself.
+# Time for a run with nothing to lose to notice the request itself.
 _PATIENCE_SECONDS = 5.0
-
-# How often a process asks whether another one was told to stop.
-_QUESTION_SECONDS = 1.0
 
 
 class Preempted(Exception):  # noqa: N818 - a request, not an error
@@ -26,7 +20,7 @@ class Preempted(Exception):  # noqa: N818 - a request, not an error
 
 
 class StopSignal:
-    """Turns SIGTERM, and the first Ctrl-C, into a request that the run looks at where it can stop.
+    """Turns SIGTERM, and the first Ctrl-C, into a request that the run checks where it can stop.
 
     A second Ctrl-C raises KeyboardInterrupt at once. Use it as a context manager, in the main thread, after
     `jax.distributed.initialize`, which installs a SIGTERM handler of its own. The former handlers come back
@@ -36,19 +30,22 @@ class StopSignal:
             for ...:
                 stop.check()
 
-    Python runs a handler between two of its own instructions, and the compilation of a large program is one of them
-    that takes minutes. So a process that is alone and has `nothing_to_lose` is ended with `EXIT_CODE` if it has not
-    stopped by itself some seconds after the request.
+    Python runs a handler only between two of its instructions, and compiling a large program is one instruction that
+    takes minutes. So a run of one process with `nothing_to_lose` is ended with `EXIT_CODE` if it has not stopped by
+    itself a few seconds after the request.
+
+    Attributes:
+      requested: whether a stop was requested.
+      nothing_to_lose: True until the run sets it to False, when it has done work that is not saved.
     """
 
-    nothing_to_lose = True  # until the run sets it to False, having done what is not saved
+    nothing_to_lose = True
 
     def __init__(self) -> None:
-        self._requested = False
+        self.requested = False
         self._interrupted = False
         self._former: dict[signal.Signals, object] = {}
         self._left = threading.Event()
-        self._next_question = 0.0  # to the other processes
 
     def __enter__(self) -> "StopSignal":
         """Installs the handlers."""
@@ -69,11 +66,11 @@ class StopSignal:
         os.close(self._write)
 
     def _watch(self) -> None:
-        """Looks at the signals' numbers, which arrive here even while the main thread is not in Python."""
+        """Reads the signals' numbers, which arrive in the pipe even while the main thread is in native code."""
         while arrived := os.read(self._read, 1):
             if arrived[0] not in (signal.SIGTERM, signal.SIGINT) or self._left.wait(_PATIENCE_SECONDS):
                 continue
-            if self.nothing_to_lose and jax.process_count() == 1:
+            if self.nothing_to_lose and watch.current is None:
                 os.write(2, b"stopped at once, with nothing to save; the same command begins where this one did\n")
                 os._exit(EXIT_CODE)
         os.close(self._read)
@@ -81,28 +78,23 @@ class StopSignal:
     def _handle(self, number: int, _: FrameType | None) -> None:
         if number == signal.SIGINT and self._interrupted:
             raise KeyboardInterrupt
-        self._requested = True
+        self.requested = True
         self._interrupted |= number == signal.SIGINT
-        # Not print or logging: these may be what the signal interrupted, and neither can be re-entered.
+        # Not print or logging: the signal may have interrupted either, and neither can be re-entered.
         soon = "stopping soon, with nothing to save" if self.nothing_to_lose else "saving and stopping soon"
         hint = " (Ctrl-C again: at once, without saving)" if number == signal.SIGINT else ""
         os.write(2, f"\n{signal.Signals(number).name}: {soon}{hint}\n".encode())
 
-    @property
-    def requested(self) -> bool:
-        """Whether this process was asked to stop."""
-        return self._requested
-
     def check(self) -> None:
-        """Raises `Preempted` where this process or, as far as is known here, another one was asked to stop.
+        """Raises `Preempted` if this process or, as far as it is known here, another one was asked to stop.
 
-        Processes hear of it at different points of their work; whoever waits for others afterwards asks them first.
+        Processes learn of it at different points of their work, so the caller agrees with the others before it waits
+        for them (`collectives.any_process`).
         """
-        if self._requested:
-            collectives.announce("stop")
-        elif jax.process_count() > 1 and time.monotonic() > self._next_question:
-            self._next_question = time.monotonic() + _QUESTION_SECONDS
-            self._requested = collectives.announced("stop")
-        if self._requested:
+        if watch.current is not None:
+            if self.requested:
+                watch.current.announce_stop()
+            self.requested |= watch.current.stop_announced()
+        if self.requested:
             next_time = "begins where this one did" if self.nothing_to_lose else "resumes the run"
             raise Preempted(f"stopped on request; the same command {next_time}")

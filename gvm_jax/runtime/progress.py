@@ -1,4 +1,4 @@
-"""What a person sees of a run: one line a step, and a table at its end."""
+"""What a person sees of a run: a line a step, and a table at its end."""
 
 import sys
 import time
@@ -7,7 +7,10 @@ from typing import TextIO
 
 from rich.table import Table
 
+from gvm_jax.runtime.live import LiveLine, duration
+
 _HEADER_EVERY = 20
+_COMPILE_SECONDS = 0.5  # shorter compilations are not mentioned
 _COLUMNS = {  # title: width
     "step": 11,
     "reward": 7,
@@ -27,12 +30,22 @@ class ProgressPrinter:
       steps: steps of the run.
       active: False on all processes but the first: nothing is printed.
       file: where to print; default standard output.
+      scores: whether rewards are other than 0 and 1, so that the held-out column is a score and no accuracy.
+      live: told of every step that ends.
     """
 
-    def __init__(self, steps: int, active: bool = True, file: TextIO | None = None) -> None:
-        self._steps = steps
-        self._active = active
-        self._file = file
+    def __init__(
+        self,
+        steps: int,
+        active: bool = True,
+        file: TextIO | None = None,
+        scores: bool = False,
+        live: LiveLine | None = None,
+    ) -> None:
+        self._steps, self._active, self._file, self._live = steps, active, file, live
+        titles = {"held-out": "held-out score"} if scores else {}
+        columns = {titles.get(title, title): width for title, width in _COLUMNS.items()}
+        self._widths = {title: max(width, len(title)) for title, width in columns.items()}
         self._lines = 0
 
     def step(
@@ -46,6 +59,7 @@ class ProgressPrinter:
         tokens: int,
         updates: int,
         seconds: float,
+        compile_seconds: float = 0.0,
     ) -> None:
         """Prints a step's line, under a header every 20 lines.
 
@@ -57,8 +71,11 @@ class ProgressPrinter:
           rollouts: rollouts since the start of the run.
           tokens: sampled tokens since the start of the run.
           updates: optimizer updates since the start of the run.
-          seconds: duration of the step.
+          seconds: duration of the step without compilations.
+          compile_seconds: of compilations in the step; printed behind the line.
         """
+        if self._live is not None:
+            self._live.end_step(step, seconds)
         if not self._active:
             return
         cells = (
@@ -70,14 +87,14 @@ class ProgressPrinter:
             f"{seconds:.1f}",
         )
         if self._lines % _HEADER_EVERY == 0:
-            self._print(tuple(_COLUMNS))
+            self._print(tuple(self._widths))
         self._lines += 1
-        self._print(cells)
+        self._print(cells, f"  + {compile_seconds:.1f} s compiling" if compile_seconds >= _COMPILE_SECONDS else "")
 
-    def _print(self, cells: Sequence[str]) -> None:
-        line = " ".join(cell.rjust(width) for cell, width in zip(cells, _COLUMNS.values(), strict=True))
+    def _print(self, cells: Sequence[str], remark: str = "") -> None:
+        line = " ".join(cell.rjust(width) for cell, width in zip(cells, self._widths.values(), strict=True))
         # Looked up at each call, so that a redirected standard output is honoured. Flushed: a pipe buffers.
-        print(line, file=self._file or sys.stdout, flush=True)
+        print(line + remark, file=self._file or sys.stdout, flush=True)
 
 
 def final_table(rows: Sequence[Mapping[str, object]], title: str = "") -> Table:
@@ -142,17 +159,11 @@ class SampleProgress:
         spent = max(self._last - self._start, 1e-9)
         done = min(self._before + self._samples * self._processes, self._total)
         sampled = self._sampled() * self._processes
-        # As if the others were as long as those that have ended, of which short ones come first.
+        # Assumes that the others are as long as those that have ended; short ones end first, so this is too little.
         to_sample = (self._total - self._before) * self._tokens / self._samples - sampled
         left = spent * max(to_sample, 0) / sampled
         print(
             f"{self._name}: {done:,}/{self._total:,} samples, {100 * self._correct / self._samples:.1f} % correct, "
-            f"{sampled / spent:,.0f} tokens/s, {_duration(spent)} spent, {_duration(left)} left",
+            f"{sampled / spent:,.0f} tokens/s, {duration(spent)} spent, {duration(left)} left",
             flush=True,
         )
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {seconds:02} s" if minutes else f"{seconds} s"

@@ -1,7 +1,7 @@
 """A run's scalars at Weights & Biases, beside its own files.
 
-Off unless `wandb.project` names a project. All else is as W&B's own variables say: `WANDB_MODE=offline` keeps the run
-in the workdir until `wandb sync`, `WANDB_ENTITY` and `WANDB_RUN_GROUP` say whose it is and beside which it is shown.
+Off unless `wandb.project` names a project. W&B's own variables set everything else: `WANDB_MODE=offline` keeps the run
+in the workdir until `wandb sync`, `WANDB_ENTITY` names its owner and `WANDB_RUN_GROUP` its group.
 """
 
 import importlib

@@ -1,4 +1,4 @@
-"""A run's workdir, a local folder or one of an object store (`gs://bucket/folder`)."""
+"""A run's workdir: a local folder, or one of an object store (`gs://bucket/folder`)."""
 
 import importlib.util
 import json
@@ -13,7 +13,7 @@ from etils import epath
 from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError, OnResume, differences, flat, from_json, on_resume, shown, to_json
-from gvm_jax.runtime.metrics import complete_lines, naming
+from gvm_jax.runtime.files import complete_lines, write_atomically
 
 _UPLOADED = ("*.jsonl", "tensorboard/*", "skipped/*", "plots/*", "profile/*/*/*/*", "wandb/offline-run-*/*.wandb")
 
@@ -37,16 +37,15 @@ def workdir_path(workdir: str | os.PathLike[str]) -> epath.Path:
 
 
 class Workdir:
-    """Where a run keeps its files. Those that grow line by line cannot be appended to in an object store.
+    """A run's files. Object stores cannot append, so files that grow line by line are written to a local folder.
 
-    So metrics, TensorBoard's files, plots and skipped batches are written to a local folder: the workdir itself, or for
-    `gs://` a temporary one that starts as a copy of what the store has and goes there with each `upload`.
-    Checkpoints, `config.json` and `lock` are read and written in place.
+    That folder is the workdir itself, or for `gs://` a temporary copy that each `upload` brings back. It holds metrics,
+    TensorBoard's files, plots and skipped batches. Checkpoints, `config.json` and `lock` are read and written in place.
 
     Args:
       workdir: path or URL.
-      before_upload: called before anything is uploaded; raises where this run may not. None = nothing is uploaded: on
-        all processes but the first, and by those who only read.
+      before_upload: called before an upload; raises where this run may not write. None = never upload: for readers,
+        and for all processes but the first.
 
     Attributes:
       path: the workdir.
@@ -90,8 +89,8 @@ class Workdir:
 def check_workdir(workdir: str | os.PathLike[str], config: ConfigDict) -> None:
     """Checks that a run with this config may begin in a workdir, or resume the run that is there; writes nothing.
 
-    Only fields may differ whose rule in `gvm_jax.config` says so. Whether data and model are the same under another
-    name is not seen here: the checkpoints hold their fingerprints.
+    Only fields whose rule in `gvm_jax.config` allows it may differ. The checkpoints' fingerprints tell later whether
+    data and model are the same under another name.
 
     Raises:
       ConfigError: for a file, another run's workdir (with the fields that differ), or one whose checkpoints are lost.
@@ -155,8 +154,8 @@ def record_config(files: Workdir, config: ConfigDict, step: int) -> dict[str, tu
     if changes:
         kept.append({"step": step + 1, "changes": changes})
     if lines or kept:
-        _replace(epath.Path(history), "".join(json.dumps(line) + "\n" for line in kept))
-    _replace(files.path / "config.json", to_json(config))
+        write_atomically(history, "".join(json.dumps(line) + "\n" for line in kept))
+    write_atomically(files.path / "config.json", to_json(config))
     return changes
 
 
@@ -190,14 +189,6 @@ def _last_step(path: epath.Path) -> int:
         return int(json.loads(lines[-1])["step"]) if lines else 0
     except (ValueError, TypeError, KeyError) as error:
         raise ConfigError(f"{path}: its last line is no step of a record; remove or repair the line") from error
-
-
-def _replace(path: epath.Path, text: str) -> None:
-    """Writes a file of which a reader, or a crash, sees the old or the new one."""
-    partial = path.with_name(f"{path.name}.partial")
-    with naming(path):
-        partial.write_text(text)
-        partial.replace(path)
 
 
 def _is_remote(path: epath.Path) -> bool:

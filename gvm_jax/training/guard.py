@@ -1,6 +1,6 @@
 """Updates that are not finite are left out, and their batch is kept for inspection where there are too many."""
 
-import os
+import io
 import pathlib
 
 import jax
@@ -11,6 +11,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.files import write_atomically
 
 
 def finite_update(loss: Float[Array, "*U"], gradient_norm: Float[Array, "*U"]) -> Bool[Array, "*U"]:
@@ -46,8 +47,7 @@ def save_batch(
     Returns:
       The file.
     """
-    path = workdir / "skipped" / f"step-{step}.npz"
-    path.parent.mkdir(exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.npz")
-    np.savez_compressed(temporary, prompt_ids=prompt_ids, rewards=rewards, **vars(rollouts))
-    return temporary.replace(path)
+    path, file = workdir / "skipped" / f"step-{step}.npz", io.BytesIO()
+    np.savez_compressed(file, prompt_ids=prompt_ids, rewards=rewards, **vars(rollouts))
+    write_atomically(path, file.getvalue())
+    return path

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, check_prompts, find_endings, load_prompts, load_tokenizer, textless_ids
+from gvm_jax.models.assemble import resolve_compute_dtype
 from gvm_jax.models.config import Qwen2Config, model_folder
 from gvm_jax.models.packed_attention import resolve_attention
 from gvm_jax.models.qwen2 import Model, Params
@@ -21,7 +22,7 @@ from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime import collectives
-from gvm_jax.runtime.mesh import make_mesh, resolve_compute_dtype
+from gvm_jax.runtime.mesh import make_mesh
 from gvm_jax.runtime.preemption import Preempted
 from gvm_jax.runtime.timing import PhaseTimer
 from gvm_jax.training import fingerprints

@@ -21,8 +21,8 @@ from gvm_jax.allocation.strategy import Progress
 from gvm_jax.models.qwen2 import Model, Params
 from gvm_jax.models.sharding import BATCH_AXES, replicated
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.training.batch_sizes import check_micro_batch
 from gvm_jax.training.gradient_norms import (
     GradientNormSettings,

@@ -89,6 +89,11 @@ def lost_shard(folder):
     (folder / "model-00002-of-00002.safetensors").unlink()
 
 
+def cut_short(folder):
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-1000])
+
+
 def twice(folder):
     first, second = shards(folder)
     (folder / "model.safetensors").unlink()
@@ -101,6 +106,19 @@ def gptq(tensors):
 
 yarn = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
 REFUSED = {
+    "another network": (config(model_type="llama"), "model_type is 'llama'"),
+    "another activation": (config(hidden_act="gelu"), "hidden_act is 'gelu'"),
+    "vocab_size null": (config(vocab_size=None), "'vocab_size' expected int, got NoneType"),
+    "rope_theta that is a text": (config(rope_parameters={"rope_theta": "1e6"}), "rope_theta is '1e6'"),
+    "tie_word_embeddings that is a text": (
+        config(tie_word_embeddings="false"),
+        "'tie_word_embeddings' expected bool, got str",
+    ),
+    "KV heads that do not divide": (
+        config(num_key_value_heads=3),
+        "num_key_value_heads is 3; it must divide",
+    ),
+    "no number of heads": (config(num_attention_heads=None, head_dim=None), "'num_attention_heads' expected int"),
     "yarn beside rope_parameters": (config(rope_scaling=yarn), "rope_type is 'yarn'"),
     "unknown rope": (config(rope_parameters={"rope_type": "own"}), "rope_type is 'own'"),
     "rope that is a text": (config(rope_scaling="yarn"), "'rope_parameters' with value 'yarn'"),
@@ -158,6 +176,7 @@ REFUSED = {
     "GGUF alone": (only("model-q8_0.gguf"), "weights found: model-q8_0.gguf"),
     "no weights": (only("notes.txt"), "weights found: none"),
     "pointer of git-lfs": (only("model.safetensors", b"version https://git-lfs.github.com/spec/v1\n"), "not a whole"),
+    "file cut short": (cut_short, "not a whole safetensors file"),
     "empty file": (only("model.safetensors"), "not a whole safetensors file"),
     "lost shard": (lost_shard, "model-00002-of-00002.safetensors is missing"),
     "a tensor in two shards": (twice, "is in another shard too"),

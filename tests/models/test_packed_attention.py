@@ -106,21 +106,6 @@ def test_cudnn_is_xla_in_bfloat16(heads, kv_heads, dim, length):
 
 
 @pytest.mark.parametrize(
-    ("name", "dtype", "platform", "expected"),
-    [
-        ("auto", jnp.float32, "cpu", "xla"),
-        ("auto", jnp.bfloat16, "gpu", "cudnn"),
-        ("auto", jnp.float32, "gpu", "xla"),
-        ("auto", jnp.float32, "tpu", "splash"),
-        ("xla", jnp.bfloat16, "tpu", "xla"),
-        ("cudnn", jnp.bfloat16, "gpu", "cudnn"),
-    ],
-)
-def test_auto_is_the_kernel_of_the_device(name, dtype, platform, expected):
-    assert resolve_attention(name, dtype, platform) == expected
-
-
-@pytest.mark.parametrize(
     ("name", "dtype", "platform", "message"),
     [
         ("splash", jnp.bfloat16, "gpu", r"model.attention = 'splash': runs on TPUs, and this is a GPU; use 'xla'"),

@@ -14,7 +14,7 @@ from rich.console import Console
 from gvm_jax.config import ConfigError, get_config, validate
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.packed_attention import segment_attention
-from gvm_jax.models.qwen2 import Model
+from gvm_jax.models.qwen2 import Model, UnstackedQwen2
 from gvm_jax.planning.advice import advice
 from gvm_jax.planning.chips import CHIPS, Topology
 from gvm_jax.planning.compiled import compile_program
@@ -78,7 +78,7 @@ def test_model_operations_are_those_of_a_program_without_loops():
     network = dataclasses.replace(
         Qwen2Config.from_folder(TINY), hidden_size=256, intermediate_size=512, vocab_size=1024, head_dim=64
     )
-    model, rows, length = Model(network, stacked=False), 2, 32
+    model, rows, length = Model(network, network=UnstackedQwen2), 2, 32
 
     def logits(params, tokens):
         module = model.bind(params)

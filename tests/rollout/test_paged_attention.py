@@ -8,7 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gvm_jax.rollout import paged_attention
-from gvm_jax.rollout.paged_attention import PagedAttention, Part, make_tiles, merge, normalise, partial_attention
+from gvm_jax.rollout.kernels import partial_xla
+from gvm_jax.rollout.kernels.partial_xla import Part, merge, normalise, partial_attention
+from gvm_jax.rollout.paged_attention import PagedAttention, make_tiles
 
 PAGE, KV, HEADS, DIM, PAGES = 4, 2, 6, 8, 60
 RNG = np.random.default_rng(0)
@@ -29,8 +31,8 @@ def exact(q, table, begin, end, first_page):
 @pytest.mark.parametrize("blocks", [(128, 16), (4, 2), (3, 5)])
 def test_partial_attention_is_the_softmax_over_a_range(blocks, monkeypatch):
     """Ranges that begin inside a page, end anywhere, are empty, or differ between the queries of an item."""
-    monkeypatch.setattr(paged_attention, "KEY_BLOCK", blocks[0])
-    monkeypatch.setattr(paged_attention, "ITEM_BLOCK", blocks[1])
+    monkeypatch.setattr(partial_xla, "KEY_BLOCK", blocks[0])
+    monkeypatch.setattr(partial_xla, "ITEM_BLOCK", blocks[1])
     items, queries = 7, 3
     q = RNG.normal(size=(items, queries, HEADS, DIM)).astype(np.float32)
     tables = RNG.integers(1, PAGES, (items, 5)).astype(np.int32)

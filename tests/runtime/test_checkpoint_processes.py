@@ -1,12 +1,8 @@
 """A checkpoint that one of two processes cannot read is left by both."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests.runtime.test_distributed import ROOT, free_address
+from tests.runtime import processes
 
 # Saves steps 1 and 2; the shard that process 1 wrote of step 2 is damaged; restores and saves step 2 again.
 PROCESS = """
@@ -51,24 +47,9 @@ with distributed.start(ConfigDict({"start_seconds": 20.0, "peer_seconds": 5.0}))
 @pytest.mark.slow
 @pytest.mark.parametrize("damage", ["missing", "altered"])
 def test_what_one_process_cannot_read_is_set_aside_by_all(damage, tmp_path):
-    environment = os.environ | {
-        "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "PYTHONPATH": str(ROOT),
-        "JAX_COORDINATOR_ADDRESS": free_address(), "JAX_NUM_PROCESSES": "2",
-    }  # fmt: skip
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESS, str(tmp_path), damage],
-            env=environment | {"JAX_PROCESS_ID": str(i)}, stderr=subprocess.PIPE, text=True,
-        )
-        for i in range(2)
-    ]  # fmt: skip
-    try:
-        errors = [process.communicate(timeout=120)[1] for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    for process, error in zip(processes, errors, strict=True):
-        assert process.returncode == 0 and "STEP 2 IS BROKEN, GOING ON FROM STEP 1" in error, error[-3000:]
-    assert damage == "altered" or "another process could not read it" in errors[0]
+    ended = processes.run_together(PROCESS, tmp_path, damage, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    for done in ended:
+        assert done.returncode == 0 and "STEP 2 IS BROKEN, GOING ON FROM STEP 1" in done.stderr, done.stderr[-3000:]
+    assert damage == "altered" or "another process could not read it" in ended[0].stderr
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["1", "2"]
     assert [path.name for path in (tmp_path / "broken").iterdir()] == ["2"]

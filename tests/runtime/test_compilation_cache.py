@@ -1,21 +1,18 @@
 """Programs kept on disk: where, how many, and what happens where nothing can be written."""
 
-import os
 import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 
 from gvm_jax.runtime import compilation_cache
+from tests.runtime import processes
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 # Compiles a program as a command does; says whether it was found, where programs are kept, and its result's bits.
 PROGRAM = """
 import sys
 import jax, jax.numpy as jnp
 from gvm_jax.runtime import compilation_cache
+from tests.runtime import processes
 if sys.argv[3:]:
     jax.distributed.initialize(sys.argv[3], num_processes=1, process_id=0)
 compilation_cache.LEAST_SECONDS = 0.0
@@ -40,10 +37,8 @@ class Answer:
 
 
 def compile_program(home, size=64, most=2**30, coordinator=(), **variables):
-    environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "XDG_"))}
-    environment |= {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XDG_CACHE_HOME": str(home), **variables}
-    command = [sys.executable, "-c", PROGRAM, str(size), str(most), *coordinator]
-    return Answer(subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100))
+    variables = {"XDG_CACHE_HOME": str(home)} | variables
+    return Answer(processes.run(PROGRAM, size, most, *coordinator, clear=("JAX_", "XDG_"), **variables))
 
 
 def test_a_second_process_finds_the_program_and_computes_the_same_bits(tmp_path):
@@ -62,10 +57,8 @@ def test_a_folder_of_ones_own_is_taken_as_jax_takes_it(tmp_path):
 
 
 def test_a_run_of_several_processes_keeps_none(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    assert compile_program(tmp_path, coordinator=[address]).folder == "None" and not (tmp_path / "gvm_jax").exists()
+    alone = [processes.free_address()]
+    assert compile_program(tmp_path, coordinator=alone).folder == "None" and not (tmp_path / "gvm_jax").exists()
 
 
 def test_a_write_that_was_cut_short_is_mended(tmp_path):

@@ -6,7 +6,6 @@ import pathlib
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,10 +13,12 @@ from ml_collections import ConfigDict
 
 from gvm_jax.config import ConfigError
 from gvm_jax.runtime import distributed, preemption
-from gvm_jax.runtime.distributed import EXIT_CODE, VARIABLES, Job, find_job
+from gvm_jax.runtime.distributed import VARIABLES, find_job
+from gvm_jax.runtime.watch import EXIT_CODE, Job
+from tests.runtime import processes
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 START_SECONDS, PEER_SECONDS = 20.0, 3.0
+HOST = socket.gethostname()
 
 # Adds over all devices until it is told to stop; sys.argv[1] is what this process does once the others are at work.
 WORKER = f"""
@@ -50,55 +51,53 @@ print("left", flush=True)
 """
 
 
-def free_address():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{free.getsockname()[1]}"
-
-
-class Worker(subprocess.Popen):
+class Worker:
     """A process that keeps what it says; `variables` describe its job."""
 
     def __init__(self, action, variables, **config):
-        environment = {k: v for k, v in os.environ.items() if k not in VARIABLES} | variables
-        environment |= {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
-        environment["PYTHONPATH"] = str(ROOT)
-        super().__init__(
-            [sys.executable, "-c", WORKER, action, repr(config)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
+        flags = "--xla_force_host_platform_device_count=2"
+        self.process = processes.start(WORKER, action, repr(config), clear=VARIABLES, XLA_FLAGS=flags, **variables)
 
     def wait_for(self, start):
         """The first line that starts so; gloo writes there too."""
-        for line in self.stdout:
+        for line in self.process.stdout:
             if line.startswith(start):
                 return line.rstrip()
-        pytest.fail(f"never said {start!r}: {self.stderr.read()}")
+        pytest.fail(f"never said {start!r}: {self.process.stderr.read()}")
 
-    def end(self, seconds=30):
+    def end(self, seconds=60):
         """Exit code and what was written to stderr."""
         try:
-            _, errors = self.communicate(timeout=seconds)
+            _, errors = self.process.communicate(timeout=seconds)
         except subprocess.TimeoutExpired:
-            self.kill()
-            pytest.fail(f"still there after {seconds} s: {self.communicate()}")
-        return self.returncode, errors
+            self.process.kill()
+            pytest.fail(f"still there after {seconds} s: {self.process.communicate()}")
+        return self.process.returncode, errors
 
 
 @contextlib.contextmanager
-def job(*actions, processes=2, **config):
-    """A worker for each action; `processes` may be more than that."""
-    address, workers = free_address(), []
+def job(*actions, count=2, **config):
+    """A worker for each action; `count` may be more than that."""
+    address, workers = processes.free_address(), []
     try:
-        for process, action in enumerate(actions):
-            values = (address, str(processes), str(process))
+        for number, action in enumerate(actions):
             if action != "absent":
+                values = (address, str(count), str(number))
                 workers.append(Worker(action, dict(zip(VARIABLES, values, strict=True)), **config))
         yield workers
     finally:
         for worker in workers:
-            worker.kill()
-            worker.communicate()
+            worker.process.kill()
+            worker.process.communicate()
+
+
+@contextlib.contextmanager
+def at_work():
+    """Two workers that add until they are ended."""
+    with job("loop", "loop") as workers:
+        for worker in workers:
+            worker.wait_for("at work")
+        yield workers
 
 
 def test_processes_work_together_and_leave_together():
@@ -118,33 +117,38 @@ def test_one_process_has_nothing_to_join(monkeypatch):
 
 
 def test_missing_processes_are_named_by_those_that_came():
-    with job("work", "absent", "work", "absent", processes=4, start_seconds=2.0) as workers:
+    with job("work", "absent", "work", "absent", count=4, start_seconds=2.0) as workers:
         for worker in workers:
-            code, errors = worker.end(10)
+            code, errors = worker.end()
             assert code == EXIT_CODE
             assert "error: processes 1, 3 of 4 did not start within 2 s (distributed.start_seconds)" in errors
-            assert f"Here: process 0 ({socket.gethostname()}), process 2 ({socket.gethostname()})" in errors
+            assert f"Here: process 0 ({HOST}), process 2 ({HOST})" in errors
 
 
 def test_a_missing_first_process_is_named():
     with job("absent", "work", start_seconds=1.0) as (worker,):
-        code, errors = worker.end(10)
+        code, errors = worker.end()
         assert code == EXIT_CODE
         assert "error: process 0 did not answer on 127.0.0.1:" in errors and "within 1 s" in errors
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_a_killed_process_is_named_and_the_other_one_ends(victim):
-    with job("loop", "loop") as workers:
-        for worker in workers:
-            worker.wait_for("at work")
-        workers[victim].kill()
+@pytest.mark.parametrize(
+    ("sent", "reason"),
+    [
+        (signal.SIGKILL, "is gone: its connection closed"),
+        (signal.SIGSTOP, f"was silent for {PEER_SECONDS:g} s (distributed.peer_seconds)"),
+    ],
+)
+def test_a_dead_or_silent_process_is_named_and_the_other_one_ends(victim, sent, reason):
+    with at_work() as workers:
+        workers[victim].process.send_signal(sent)
         began = time.monotonic()
         code, errors = workers[1 - victim].end()
         assert code == EXIT_CODE, errors
-        assert f"error: process {victim} ({socket.gethostname()}) is gone: its connection closed" in errors
-        assert f"error: so process {1 - victim} ({socket.gethostname()}) exits with code {EXIT_CODE}" in errors
-        assert time.monotonic() - began < 2 * PEER_SECONDS
+        assert f"error: process {victim} ({HOST}) {reason}" in errors
+        assert f"error: so process {1 - victim} ({HOST}) exits with code {EXIT_CODE}" in errors
+        assert time.monotonic() - began < 3 * PEER_SECONDS
 
 
 def test_an_abort_leaves_the_watch_time_to_say_why():
@@ -158,19 +162,8 @@ threading.Thread(target=ctypes.CDLL(None).abort).start()
 time.sleep(0.5)
 os._exit(3)
 """
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 3
-    assert subprocess.run([sys.executable, "-c", code, "undo"], cwd=ROOT).returncode == -signal.SIGABRT
-
-
-@pytest.mark.parametrize("victim", [0, 1])
-def test_a_process_that_hangs_is_named_after_the_configured_time(victim):
-    with job("loop", "loop") as workers:
-        for worker in workers:
-            worker.wait_for("at work")
-        workers[victim].send_signal(signal.SIGSTOP)
-        code, errors = workers[1 - victim].end()
-        assert code == EXIT_CODE
-        assert f"process {victim} ({socket.gethostname()}) was silent for 3 s (distributed.peer_seconds)" in errors
+    assert processes.run(code).returncode == 3
+    assert processes.run(code, "undo").returncode == -signal.SIGABRT
 
 
 @pytest.mark.parametrize("failing", [0, 1])
@@ -182,7 +175,7 @@ def test_an_error_in_one_process_ends_the_other_with_its_message(failing):
         assert code == 1 and errors.rstrip().endswith("ValueError: a file is missing here")
         code, errors = workers[1 - failing].end()
         assert code == EXIT_CODE
-        assert f"error: process {failing} ({socket.gethostname()}) failed: ValueError: a file is missing here" in errors
+        assert f"error: process {failing} ({HOST}) failed: ValueError: a file is missing here" in errors
 
 
 def test_an_exit_with_a_message_is_a_failure_and_an_agreed_one_is_not():
@@ -198,10 +191,9 @@ def test_an_exit_with_a_message_is_a_failure_and_an_agreed_one_is_not():
 
 
 def test_who_does_not_belong_is_refused_and_the_run_goes_on():
-    with job("loop", "loop") as workers:
-        for worker in workers:
-            worker.wait_for("at work")
-        address = dict(pair.split("=", 1) for pair in environment_of(workers[0]))[VARIABLES[0]]
+    with at_work() as workers:
+        environment = pathlib.Path(f"/proc/{workers[0].process.pid}/environ").read_text().rstrip("\0").split("\0")
+        address = dict(pair.split("=", 1) for pair in environment)[VARIABLES[0]]
         for number, total, message in [("1", "2", "process 1"), ("5", "8", "of 8 does not belong to a run of 2")]:
             stranger = Worker("work", dict(zip(VARIABLES, (address, total, number), strict=True)))
             code, errors = stranger.end()
@@ -209,11 +201,7 @@ def test_who_does_not_belong_is_refused_and_the_run_goes_on():
         with socket.create_connection(address.rsplit(":", 1)) as scanner:
             scanner.sendall(b"GET / HTTP/1.1\r\n")
         time.sleep(0.5)
-        assert [worker.poll() for worker in workers] == [None, None]
-
-
-def environment_of(process):
-    return pathlib.Path(f"/proc/{process.pid}/environ").read_text().rstrip("\0").split("\0")
+        assert [worker.process.poll() for worker in workers] == [None, None]
 
 
 def test_slurm_is_detected():
@@ -224,7 +212,7 @@ def test_slurm_is_detected():
         assert [worker.end()[0] for worker in workers] == [0, 0]
     finally:
         for worker in workers:
-            worker.kill()
+            worker.process.kill()
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import json
 import math
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from gvm_jax.runtime.metrics import MetricsWriter, RecordError, read_metrics, read_rows
+from gvm_jax.runtime.files import RecordError
+from gvm_jax.runtime.metrics import MetricsWriter, read_rows
+from tests.runtime import processes
+
+TABLES = ("metrics", "allocation")
 
 
 def write_steps(workdir, steps, **kwargs):
@@ -33,47 +35,27 @@ def test_values_come_back(tmp_path):
         {"step": 0, "tokens": 2**40, "loss": 0.5, "skipped": 1},
         {"step": 2, "loss": None, "norm": None},
     ]
-    first, second = read_metrics(tmp_path)
+    first, second = read_rows(tmp_path)
     assert first["tokens"] == 2**40 and math.isnan(second["loss"])
     (row,) = read_rows(tmp_path, "allocation")
     assert row["count"] == [1, 2] and math.isnan(row["norm"][1])
 
 
-def test_a_line_is_on_disk_once_written(tmp_path):
-    writer = MetricsWriter(tmp_path)
-    writer.write(1, {"reward": 0.5})
-    assert read_metrics(tmp_path) == [{"step": 1, "reward": 0.5}]
-    writer.close()
-
-
 @pytest.mark.parametrize("tail", [b"", b'{"step": 6, "rew', b'{"step": 4, "reward": 1.0}'])
-def test_resume_drops_later_steps_and_a_torn_line_and_keeps_the_others(tmp_path, tail):
+@pytest.mark.parametrize(("resume_step", "last"), [(3, 6), (5, 6), (None, 2)])
+def test_resume_drops_later_steps_and_a_torn_line_and_keeps_the_others(tmp_path, tail, resume_step, last):
     write_steps(tmp_path, range(1, 6))
-    for name in ("metrics", "allocation"):
+    for name in TABLES:
         with (tmp_path / f"{name}.jsonl").open("ab") as file:
             file.write(tail)
-    kept = {name: (tmp_path / f"{name}.jsonl").read_bytes() for name in ("metrics", "allocation")}
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4, 5]
+    before = [(tmp_path / f"{name}.jsonl").read_bytes().splitlines() for name in TABLES]
+    assert [line["step"] for line in read_rows(tmp_path)] == [1, 2, 3, 4, 5]
 
-    write_steps(tmp_path, range(4, 7), resume_step=3)
-    for name, before in kept.items():
-        after = (tmp_path / f"{name}.jsonl").read_bytes()
-        assert [line["step"] for line in read_rows(tmp_path, name)] == [1, 2, 3, 4, 5, 6]
-        assert after.splitlines()[:3] == before.splitlines()[:3]
-
-
-def test_a_torn_line_after_the_last_kept_step_is_dropped(tmp_path):
-    write_steps(tmp_path, range(1, 4))
-    with (tmp_path / "metrics.jsonl").open("ab") as file:
-        file.write(b'{"step": 4')
-    write_steps(tmp_path, [4], resume_step=3)
-    assert [line["step"] for line in read_metrics(tmp_path)] == [1, 2, 3, 4]
-
-
-def test_a_run_from_its_start_drops_all_earlier_lines(tmp_path):
-    write_steps(tmp_path, range(0, 4))
-    write_steps(tmp_path, range(0, 2))
-    assert [line["step"] for line in read_metrics(tmp_path)] == [0, 1]
+    kept = resume_step or 0
+    write_steps(tmp_path, range(kept + 1, last + 1), resume_step=resume_step)
+    for name, lines in zip(TABLES, before, strict=True):
+        assert [line["step"] for line in read_rows(tmp_path, name)] == list(range(1, last + 1))
+        assert (tmp_path / f"{name}.jsonl").read_bytes().splitlines()[:kept] == lines[:kept]
 
 
 def test_a_step_is_refused_twice_also_across_a_resume(tmp_path):
@@ -90,25 +72,20 @@ def test_columns_of_different_lengths_are_refused(tmp_path):
         writer.write_rows("allocation", 1, {"prompt": [1, 2], "count": [1]})
 
 
-def test_a_broken_line_is_named(tmp_path):
-    write_steps(tmp_path, [1])
-    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: not JSON; remove or repair"):
-        read_metrics(tmp_path)
-    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2"):
-        MetricsWriter(tmp_path, resume_step=3)
-
-
-def test_a_workdir_without_metrics_is_named(tmp_path):
+def test_a_broken_line_and_a_missing_file_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="--workdir"):
-        read_metrics(tmp_path)
+        read_rows(tmp_path)
+    (tmp_path / "metrics.jsonl").write_bytes(b'{"step": 1}\nnonsense\n{"step": 3}\n')
+    for read in (read_rows, lambda workdir: MetricsWriter(workdir, resume_step=3)):
+        with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: not JSON; remove or repair"):
+            read(tmp_path)
 
 
 def test_only_the_active_process_writes(tmp_path):
     write_steps(tmp_path, [1, 2])
-    before = sorted(tmp_path.rglob("*"))
+    before = {path: path.stat().st_size for path in tmp_path.rglob("*")}
     write_steps(tmp_path, [1], active=False)
-    assert sorted(tmp_path.rglob("*")) == before and len(read_metrics(tmp_path)) == 2
+    assert {path: path.stat().st_size for path in tmp_path.rglob("*")} == before
 
 
 def events(path):
@@ -130,11 +107,8 @@ def test_tensorboard_gets_the_scalars_and_where_to_purge(tmp_path):
 
 
 def test_importing_metrics_imports_no_jax():
-    code = (
-        "import sys, gvm_jax.runtime.metrics, gvm_jax.runtime.progress, gvm_jax.runtime.timing;"
-        "sys.exit('jax' in sys.modules)"
-    )
-    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+    code = "import sys, gvm_jax.runtime.metrics, gvm_jax.runtime.progress, gvm_jax.runtime.timing"
+    assert processes.run(f"{code}; sys.exit('jax' in sys.modules)").returncode == 0
 
 
 FULL_DISK = """
@@ -157,8 +131,7 @@ with MetricsWriter(sys.argv[1]) as writer:
 
 @pytest.mark.parametrize(("name", "table"), [("tensorboard", "metrics"), ("allocation.jsonl", "allocation")])
 def test_a_full_disk_is_named_and_what_was_written_stays(tmp_path, name, table):
-    command = [sys.executable, "-c", FULL_DISK, str(tmp_path), name]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = processes.run(FULL_DISK, tmp_path, name)
     assert done.stdout.startswith(f"{tmp_path / name}: cannot be written; free space"), done
     assert "File too large" in done.stdout
     steps = [row["step"] for row in read_rows(tmp_path, table)]

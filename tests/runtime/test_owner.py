@@ -4,8 +4,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 
 import pytest
 from etils import epath
@@ -13,12 +11,14 @@ from etils import epath
 from gvm_jax.config import ConfigError
 from gvm_jax.runtime import owner as owner_module
 from gvm_jax.runtime.owner import Owner, OwnerError
+from tests.runtime import processes
 
 # Holds the workdir until it is told to go on, or killed, with a child that outlives it.
 HOLDER = """
 import os, sys, time
 from gvm_jax.runtime.owner import Owner
 
+os.setsid()
 with Owner(sys.argv[1]) as owner:
     owner.take()
     if os.fork() == 0:
@@ -34,10 +34,7 @@ def hold(request):
     """Starts a process that holds a workdir, in a session of its own."""
 
     def start(folder):
-        process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, str(folder)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        process = processes.start(HOLDER, folder)
         request.addfinalizer(lambda: os.killpg(process.pid, signal.SIGKILL))
         assert process.stdout.readline() == "held\n"
         return process
@@ -82,7 +79,7 @@ def test_a_folder_that_is_not_there_is_made_by_take_alone(tmp_path):
 
 
 def test_only_the_first_process_of_a_run_holds_it(tmp_path, monkeypatch):
-    monkeypatch.setattr(owner_module.processes, "is_first", lambda: False)
+    monkeypatch.setattr(owner_module.collectives, "is_first", lambda: False)
     with Owner(tmp_path) as owner:
         owner.take()
     assert not os.listdir(tmp_path)

@@ -2,14 +2,12 @@
 
 import os
 import signal
-import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from tests.runtime import processes
 
 
 def test_sigterm_sets_the_flag_and_check_raises():
@@ -40,20 +38,15 @@ def test_the_former_handlers_come_back():
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
-def test_the_exit_code_is_the_shells_for_sigterm():
-    assert EXIT_CODE == 128 + signal.SIGTERM
-
-
 # The second process alone gets the signal, so the first one can only know by asking.
 WORKER = """
 import os, signal, sys, time
-import jax
+from ml_collections import ConfigDict
+from gvm_jax.runtime import distributed
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 
-port, index = sys.argv[1], int(sys.argv[2])
-jax.config.update("jax_cpu_collectives_implementation", "gloo")
-jax.distributed.initialize(f"127.0.0.1:{port}", 2, index)
-with StopSignal() as stop:
+index = int(os.environ["JAX_PROCESS_ID"])
+with distributed.start(ConfigDict({"start_seconds": 60.0, "peer_seconds": 10.0})), StopSignal() as stop:
     try:
         for step in range(1000):
             if (step, index) == (3, 1):
@@ -62,34 +55,15 @@ with StopSignal() as stop:
             time.sleep(0.1)
     except Preempted:
         print("stopped at", step)
-        jax.distributed.shutdown()  # waits for the other
         sys.exit(EXIT_CODE)
 """
 
 
 def test_a_process_hears_that_another_one_is_to_stop():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", WORKER, str(port), str(index)],
-            env=environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for index in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=120) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    assert [process.returncode for process in processes] == [EXIT_CODE, EXIT_CODE], outputs
-    last_lines = [out.splitlines()[-1] for out, _ in outputs]
-    assert last_lines[1] == "stopped at 3" and last_lines[0].startswith("stopped at ")
+    first, second = processes.run_together(WORKER)
+    assert (first.returncode, second.returncode) == (EXIT_CODE, EXIT_CODE), (first, second)
+    lines = [done.stdout.splitlines()[-1] for done in (first, second)]
+    assert lines[1] == "stopped at 3" and lines[0].startswith("stopped at ")
 
 
 STUCK = """
@@ -106,10 +80,13 @@ with preemption.StopSignal() as stop:
 
 
 def test_a_process_that_cannot_look_is_ended_where_it_has_nothing_to_lose():
-    command = [sys.executable, "-c", STUCK]
-    done = subprocess.run([*command, "nothing to lose", "1000000000"], capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout) == (EXIT_CODE, "") and "with nothing to save" in done.stderr
-    done = subprocess.run([*command, "a step", "4000000"], capture_output=True, text=True, timeout=60)
+    done = processes.run(STUCK, "nothing to lose", 1_000_000_000)
+    assert (
+        (done.returncode, done.stdout) == (EXIT_CODE, "")
+        and EXIT_CODE == 128 + signal.SIGTERM
+        and "with nothing to save" in done.stderr
+    )
+    done = processes.run(STUCK, "a step", 4_000_000)
     assert (done.returncode, done.stdout) == (0, "went on True\n")
 
 

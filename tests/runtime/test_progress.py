@@ -2,6 +2,7 @@
 
 import io
 
+import pytest
 from rich.console import Console
 
 from gvm_jax.runtime.progress import ProgressPrinter, SampleProgress, final_table
@@ -17,31 +18,28 @@ def printed(steps, **kwargs) -> list[str]:
     return out.getvalue().splitlines()
 
 
-def test_a_line_a_step_with_the_numbers_under_their_titles():
-    header, *lines = printed(10)
+@pytest.mark.parametrize("title", ["held-out", "held-out score"])
+def test_a_line_a_step_with_the_numbers_under_their_titles(title):
+    header, *lines = printed(10, scores=title == "held-out score")
     assert header.split("  ")[-1].strip() == "seconds"
     assert lines[0].split() == ["1/1000", "0.250", "0.500", "8,192", "1,000,000", "4", "61.3"]
     assert lines[9].split() == ["10/1000", "0.250", "0.500", "0.500", "8,192", "10,000,000", "4", "61.3"]
-    assert len({len(line) for line in (header, *lines)}) == 1
-    column = header.index("held-out")
-    assert lines[0][column : column + 8].strip() == "" and lines[9][column : column + 8].strip() == "0.500"
+    assert len({len(line) for line in (header, *lines)}) == 1 and all(line.isprintable() for line in lines)
+    column = slice(header.index(title), header.index(title) + len(title))
+    assert lines[0][column].strip() == "" and lines[9][column].strip() == "0.500"
 
 
-def test_a_step_without_rollouts_has_blanks():
+def test_a_step_without_rollouts_has_blanks_and_compilations_stand_behind_the_line():
     out = io.StringIO()
-    ProgressPrinter(5, file=out).step(0, held_out_accuracy=0.25, rollouts=0, tokens=0, updates=0, seconds=2)
+    numbers = {"held_out_accuracy": 0.25, "rollouts": 0, "tokens": 0, "updates": 0, "seconds": 2}
+    ProgressPrinter(5, file=out).step(0, **numbers, compile_seconds=12.34)
     header, line = out.getvalue().splitlines()
-    assert line.split() == ["0/5", "0.250", "0", "0", "0", "2.0"]
-    assert line[header.index("held-out") :].split()[0] == "0.250"
+    assert line.split() == ["0/5", "0.250", "0", "0", "0", "2.0", "+", "12.3", "s", "compiling"]
+    assert line[header.index("held-out") :].split()[0] == "0.250" and line[: len(header)].endswith(" 2.0")
 
 
-def test_the_header_comes_back_every_twenty_lines():
-    lines = printed(45)
-    assert [index for index, line in enumerate(lines) if "accept rate" in line] == [0, 21, 42]
-
-
-def test_plain_text_only_and_silence_off_the_first_process():
-    assert all(line.isprintable() for line in printed(3))
+def test_the_header_comes_back_every_twenty_lines_and_other_processes_are_silent():
+    assert [index for index, line in enumerate(printed(45)) if "accept rate" in line] == [0, 21, 42]
     assert printed(3, active=False) == []
 
 

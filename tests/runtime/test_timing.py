@@ -20,3 +20,15 @@ def test_phases_add_up_until_reset(monkeypatch):
     assert timer.seconds == {"rollout": 1.25, "train": 2.5}
     timer.reset()
     assert timer.seconds == {}
+
+
+def test_compilations_count_apart_and_phases_are_told(monkeypatch):
+    clock, compiled, phases = iter([0.0, 5.0, 5.0, 6.0]), iter([0.0, 3.0, 3.0, 3.0]), []
+    monkeypatch.setattr(time, "perf_counter", lambda: next(clock))
+    timer = PhaseTimer(lambda: next(compiled))
+    timer.on_phase = phases.append
+    with timer("rollout"):
+        pass
+    with timer("update"):
+        pass
+    assert timer.seconds == {"rollout": 2.0, "compile": 3.0, "update": 1.0} and phases == ["rollout", "update"]

@@ -76,16 +76,12 @@ def test_a_workdir_stays_the_same_run_and_another_is_another(wandb, config, tmp_
     folders = [tmp_path / name for name in ("a", "a", "b")]
     for folder in folders:
         folder.mkdir(exist_ok=True)
-        Tracker(wandb, folder, folder, config)
+        tracker = Tracker(wandb, folder, folder, config)
+    tracker.close(complete=False)
+    assert tracker._run.exit_code == 1, "shown as failed until it is resumed"
     first, again, other = (started["id"] for started in wandb.started)
     assert first == again != other
     assert all(started["resume"] == "allow" for started in wandb.started)
-
-
-def test_a_run_that_is_not_complete_is_shown_as_failed(wandb, config, tmp_path):
-    tracker = Tracker(wandb, tmp_path, tmp_path, config)
-    tracker.close(complete=False)
-    assert tracker._run.exit_code == 1
 
 
 def test_what_it_refuses_is_an_error_that_names_the_field(wandb, config, tmp_path):

@@ -5,16 +5,12 @@ A local stand-in for Google's store speaks its protocol to Orbax, TensorStore an
 
 import json
 import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from gvm_jax.config import ConfigError, from_json, get_config
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config, workdir_path
-
-ROOT = pathlib.Path(__file__).parent.parent.parent
+from tests.runtime import processes
 
 RUN = """
 import json, os, sys
@@ -74,23 +70,15 @@ assert (out / "a/model.safetensors").read_bytes() == (out / "b/model.safetensors
 print("EQUAL", flush=True)
 os._exit(0)
 """
-SMALL = {
-    "data.path": str(ROOT / "tests/sums.jsonl"), "prompts_per_step": 8, "rollouts_per_step": 16,
-    "evaluation.prompts": 8, "evaluation.every": 3, "rollout.slots": 16, "rollout.prefill_tokens": 256,
-    "rollout.max_new_tokens": 24, "optimizer.micro_batch": 8, "checkpoint.every": 1, "gradient_norms.chunk": 8,
-}  # fmt: skip
 
 
 @pytest.mark.slow
-def test_a_run_in_an_object_store_equals_a_local_one(tmp_path):
+def test_a_run_in_an_object_store_equals_a_local_one(tmp_path, monkeypatch):
     pytest.importorskip("gcp_storage_emulator")
     pytest.importorskip("gcsfs")
-    environment = os.environ | {
-        "PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "",
-        "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"), "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }  # fmt: skip
-    command = [sys.executable, "-c", RUN, json.dumps(SMALL), str(tmp_path)]
-    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    monkeypatch.chdir(tmp_path)
+    fields = processes.SMALL_RUN | {"evaluation.every": 3, "checkpoint.every": 1}
+    done = processes.run(RUN, json.dumps(fields), tmp_path, **processes.CACHED)
     assert done.returncode == 0 and "EQUAL" in done.stdout, done.stderr[-3000:]
     (stored,) = (line for line in done.stdout.splitlines() if line.startswith("STORED"))
     for name in ("checkpoints", "config.json", "metrics.jsonl", "evaluation.jsonl", "tensorboard", "plots"):

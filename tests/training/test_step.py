@@ -15,8 +15,8 @@ from gvm_jax.models.quantize import quantize
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import batch_sharding, replicated
 from gvm_jax.rollout.rollouts import Rollouts
+from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.keys import run_key
-from gvm_jax.runtime.mesh import compiler_options
 from gvm_jax.strategies.cures import Cures
 from gvm_jax.strategies.dapo import Dapo
 from gvm_jax.training.gradient_norms import GradientNormSettings

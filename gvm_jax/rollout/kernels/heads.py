@@ -1,4 +1,4 @@
-"""What the attention kernels share: the head dimension that a cache must have, and heads split over devices."""
+"""Heads as the attention kernels take them: padded, grouped by KV head, split over devices."""
 
 from collections.abc import Callable
 
@@ -34,6 +34,18 @@ def check_groups(q: Float[Array, "N T H D"], cache: Float[Array, "LP page KV2 Dc
             f"{heads} query heads do not divide into groups over a cache of {combined} combined heads; it has a key "
             "and a value head for each KV head, and the KV heads must divide the query heads"
         )
+
+
+def group_queries(q: Float[Array, "N T H D"], kv_heads: int) -> Float[Array, "N K TG D"]:
+    """The queries that read one KV head as the rows of one matrix."""
+    n, t, _, head_dim = q.shape
+    return q.reshape(n, t, kv_heads, -1, head_dim).swapaxes(1, 2).reshape(n, kv_heads, -1, head_dim)
+
+
+def ungroup_queries(x: Float[Array, "N K TG ..."], t: int) -> Float[Array, "N T H ..."]:
+    """The results of `group_queries` by query and head."""
+    n, kv_heads, _, *rest = x.shape
+    return x.reshape(n, kv_heads, t, -1, *rest).swapaxes(1, 2).reshape(n, t, -1, *rest)
 
 
 def split_heads(function: Callable, mesh: Mesh | None, kv_heads: int, num_results: int) -> Callable:

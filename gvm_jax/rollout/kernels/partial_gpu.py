@@ -9,7 +9,7 @@ from jax.experimental.pallas import triton as plgpu
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gvm_jax.rollout.kernels.heads import check_groups, split_heads
+from gvm_jax.rollout.kernels.heads import check_groups, group_queries, split_heads, ungroup_queries
 
 BLOCK_TOKENS = 64  # keys of one step; Triton's shapes are powers of two
 LEAST_ROWS = 16  # the least rows of a matrix product on tensor cores
@@ -43,14 +43,13 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
     n, t, heads, head_dim = q.shape
     num_pages, page_size, combined, _ = cache.shape
     kv_heads = combined // 2
-    group = heads // kv_heads
-    rows = max(LEAST_ROWS, pl.next_power_of_2(t * group))
-    queries = q.reshape(n, t, kv_heads, group, head_dim).swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
-    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, rows - t * group), (0, 0)))
+    used = t * heads // kv_heads
+    rows = max(LEAST_ROWS, pl.next_power_of_2(used))
+    queries = jnp.pad(group_queries(q, kv_heads), ((0, 0), (0, 0), (0, rows - used), (0, 0)))
 
     matrix = pl.BlockSpec((None, None, rows, head_dim), lambda item, head: (item, head, 0, 0))
     column = pl.BlockSpec((None, None, rows), lambda item, head: (item, head, 0))
-    values, max_score, sum_exp = pl.pallas_call(
+    results = pl.pallas_call(
         functools.partial(_kernel, page_size=page_size, scale=head_dim**-0.5),
         grid=(n, kv_heads),
         in_specs=[matrix] + [pl.BlockSpec()] * 4,
@@ -64,12 +63,7 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
         interpret=interpret,
         name="partial_attention",
     )(queries, first_page + page_tables, begin, end, cache.reshape(num_pages * page_size, combined, head_dim))
-
-    def restore(x):
-        x = x[:, :, : t * group].reshape(n, kv_heads, t, group, *x.shape[3:])
-        return x.swapaxes(1, 2).reshape(n, t, heads, *x.shape[4:])
-
-    return restore(values), restore(max_score), restore(sum_exp)
+    return tuple(ungroup_queries(x[:, :, :used], t) for x in results)
 
 
 def _kernel(q_ref, tables_ref, begin_ref, end_ref, cache_ref, values_ref, max_ref, sum_exp_ref, *, page_size, scale):

@@ -21,7 +21,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
-from gvm_jax.rollout.kernels.heads import LANES, check_heads, split_heads
+from gvm_jax.rollout.kernels.heads import LANES, check_heads, group_queries, split_heads, ungroup_queries
 
 BLOCK_TOKENS = 256  # keys in flight at once: enough to hide the latency of the copies, 1 MiB of VMEM with 4 KV heads
 
@@ -71,15 +71,14 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
     n, t, heads, head_dim = q.shape
     num_pages, page_size, combined, held_dim = cache.shape
     kv_heads = combined // 2
-    group = heads // kv_heads
+    used = t * heads // kv_heads
     block_pages = min(max(1, BLOCK_TOKENS // page_size), page_tables.shape[1])
     block_tokens = block_pages * page_size
 
-    # The queries that read one KV head are the rows of one matrix, filled up to whole registers.
-    sublanes = 32 // q.dtype.itemsize
-    rows = pl.cdiv(t * group, sublanes) * sublanes
-    queries = q.reshape(n, t, kv_heads, group, head_dim).swapaxes(1, 2).reshape(n, kv_heads, t * group, head_dim)
-    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, rows - t * group), (0, held_dim - head_dim)))
+    sublanes = 32 // q.dtype.itemsize  # rows fill whole registers
+    rows = pl.cdiv(used, sublanes) * sublanes
+    queries = group_queries(q, kv_heads)
+    queries = jnp.pad(queries, ((0, 0), (0, 0), (0, rows - used), (0, held_dim - head_dim)))
 
     blocks = _num_blocks(begin, end, page_size, block_pages)
     blocks_before = jnp.cumsum(blocks) - blocks
@@ -123,12 +122,8 @@ def _partial_attention(q, cache, page_tables, begin, end, first_page, *, interpr
         cache.reshape(num_pages, page_size * combined, held_dim),
     )
 
-    def restore(x):
-        x = x[:, :, : t * group].reshape(n, kv_heads, t, group, x.shape[-1])
-        return x.swapaxes(1, 2).reshape(n, t, heads, x.shape[-1])
-
-    stats = restore(stats)
-    return restore(values)[..., :head_dim], stats[..., 0], stats[..., 1]
+    values, stats = (ungroup_queries(x[:, :, :used], t) for x in (values, stats))
+    return values[..., :head_dim], stats[..., 0], stats[..., 1]
 
 
 def _num_blocks(begin, end, page_size: int, block_pages: int):
