@@ -10,8 +10,8 @@ import time
 # GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest
 # -k "cudnn or brute or refused" tests/models/test_packed_attention.py tests/rollout/kernels/test_partial_gpu.py
 os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
-# LLVM takes most of the time here, over programs that run for milliseconds. Tests of kills, pods and meshes set
-# XLA_FLAGS for their processes, whose programs are compiled as a user's are.
+# LLVM takes most of the time here, over programs that run for milliseconds. The test of kills sets XLA_FLAGS for its
+# processes, whose programs are compiled as a user's are.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
@@ -136,7 +136,7 @@ jax.monitoring.register_event_duration_secs_listener(
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compilations() -> list[str]:
     """Grows by one for every program that is lowered, be it compiled or found in the persistent cache."""
     return _LOWERED
