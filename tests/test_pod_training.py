@@ -15,7 +15,6 @@ from tests.test_train import OVERRIDES, final_state, small_config, without_times
 @pytest.fixture
 def machine(tmp_path):
     machine = Machine(tmp_path, "-m gvm_jax.train")
-    machine.environment["JAX_COMPILATION_CACHE_DIR"] = str(ROOT / ".jax_cache")
     machine("create")
     machine("setup")
     yield machine
@@ -26,7 +25,7 @@ def machine(tmp_path):
 def test_a_run_with_a_killed_worker_ends_as_an_undisturbed_one(machine):
     def flags(workdir):
         # The default is in the checkout, which the stand-in's workers have in home folders of different names.
-        fields = OVERRIDES | {"model.path": ROOT / "configs/quickstart_model"}
+        fields = OVERRIDES | {"steps": 2, "model.path": ROOT / "configs/quickstart_model"}
         overrides = [f"--config.{name}={value}" for name, value in fields.items()]
         return ["--config=configs/quickstart.py", f"--workdir={workdir}", *overrides]
 
@@ -34,7 +33,7 @@ def test_a_run_with_a_killed_worker_ends_as_an_undisturbed_one(machine):
     machine("run", *flags(undisturbed), seconds=400)
 
     alone = machine.folder / "alone"
-    train(small_config(), alone)  # one process with four devices
+    train(small_config(steps=2), alone)  # one process with four devices
     for one, two in zip(*[without_times(read_metrics(workdir)) for workdir in (alone, undisturbed)], strict=True):
         assert one == pytest.approx(two, rel=1e-5, abs=1e-5, nan_ok=True)
     for one, two in zip(*[read_rows(workdir, "allocation") for workdir in (alone, undisturbed)], strict=True):
@@ -43,7 +42,7 @@ def test_a_run_with_a_killed_worker_ends_as_an_undisturbed_one(machine):
     running = machine.start("run", *flags(disturbed))
     while running.poll() is None and not ((disturbed / "metrics.jsonl").exists() and read_metrics(disturbed)):
         time.sleep(0.05)
-    time.sleep(0.3)  # into the second of three steps
+    time.sleep(0.3)  # into the second of two steps
     os.kill(machine.trainer(1), signal.SIGKILL)
     output, _ = running.communicate(timeout=400)
     assert running.returncode == 0, output

@@ -17,7 +17,14 @@ from gvm_jax.runtime.files import RecordError
 from gvm_jax.runtime.metrics import read_metrics, read_rows
 from gvm_jax.train import train
 from tests.runtime.test_owner import hold  # noqa: F401 - a fixture
-from tests.test_train import OVERRIDES, finished, small_config, without_times  # noqa: F401 - a fixture
+from tests.test_train import (  # noqa: F401 - two fixtures
+    OVERRIDES,
+    compiled,
+    edit_json,
+    finished,
+    small_config,
+    without_times,
+)
 
 # Another value for each field that says how a step is computed. `mesh` and `rollout.tensor`: tests/test_meshes.py;
 # the kernels of `attention` want their devices.
@@ -104,9 +111,7 @@ def change_weights(folder):
 
 
 def change_config(folder):
-    file = folder / "config.json"
-    config = json.loads(file.read_text())
-    file.write_text(json.dumps({**config, "rms_norm_eps": 1e-3}))
+    edit_json(folder / "config.json", {"rms_norm_eps": 1e-3})
 
 
 def change_template(folder):
@@ -116,23 +121,32 @@ def change_template(folder):
 
 
 @pytest.mark.parametrize(
-    ("change", "named"),
-    [(change_weights, "weights"), (change_config, "config.json's rms_norm_eps"), (change_template, "chat template")],
+    ("change", "named", "same_name"),
+    [
+        (change_weights, "weights", True),  # as if the folder that the run began with had been changed
+        (change_config, "config.json's rms_norm_eps", False),
+        (change_template, "chat template", False),
+    ],
 )
-@pytest.mark.parametrize("name", ["same", "other"])
-def test_another_model_is_refused_under_any_name(stopped, tmp_path, change, named, name):
-    folder = tmp_path / "model"
-    shutil.copytree(quickstart.MODEL, folder)
+def test_another_model_is_refused_under_any_name(stopped, tmp_path, change, named, same_name):
+    shutil.copytree(quickstart.MODEL, folder := tmp_path / "model")
     change(folder)
-    if name == "same":  # as if the folder that the run began with had been changed
-        file = stopped / "config.json"
-        file.write_text(
-            json.dumps(json.loads(file.read_text()) | {"model": dict(small_config().model) | {"path": str(folder)}})
-        )
+    if same_name:
+        edit_json(stopped / "config.json", {"model": dict(small_config().model) | {"path": str(folder)}})
     before = (stopped / "config.json").read_bytes()
     with pytest.raises(ConfigError, match=rf"model\.path = .*: not the model that .* began with: other {named}\. Name"):
         train(small_config(**{"model.path": str(folder)}), stopped)
     assert (stopped / "config.json").read_bytes() == before and not (stopped / "config_changes.jsonl").exists()
+
+
+@pytest.mark.parametrize(("section", "first", "order"), [("data", 1, 1), ("data", 0, -1), ("evaluation", 1, 1)])
+def test_other_rows_are_refused_under_the_same_name(stopped, tmp_path, section, first, order):
+    rows = pathlib.Path(OVERRIDES["data.path"]).read_text().splitlines()
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows[first:][::order]))
+    other = small_config(**{f"{section}.path": str(tmp_path / "rows.jsonl")})
+    edit_json(stopped / "config.json", {section: dict(other[section])})
+    with pytest.raises(ConfigError, match=rf"{section}\.path = .*: not the data that"):
+        train(other, stopped)
 
 
 def test_a_moved_base_model_is_named_to_the_export(finished, tmp_path):  # noqa: F811
@@ -166,7 +180,7 @@ def test_a_lost_record_is_told_and_its_totals_go_on(stopped, finished, caplog): 
     )
     assert without_times(read_metrics(stopped)) == without_times(read_metrics(finished))[2:]
     caplog.clear()
-    train(small_config(steps=4), stopped)
+    train(small_config(), stopped)
     assert "missing" not in caplog.text
 
 
@@ -175,9 +189,9 @@ def test_a_run_that_saved_nothing_begins_again_and_says_so(stopped, finished, ca
         shutil.rmtree(folder)
     lines = (stopped / "metrics.jsonl").read_text().splitlines(keepends=True)
     (stopped / "metrics.jsonl").write_text("".join(lines[:2]))
-    train(small_config(), stopped)
+    train(small_config(steps=1), stopped)
     assert "an earlier run ended at step 2 before it had saved a checkpoint; this one begins again" in caplog.text
-    assert without_times(read_metrics(stopped)) == without_times(read_metrics(finished))
+    assert without_times(read_metrics(stopped)) == without_times(read_metrics(finished))[:1]
 
 
 def test_a_broken_line_of_the_record_is_one_clear_line(stopped):
@@ -212,4 +226,4 @@ def test_a_second_run_is_refused_before_any_work(stopped, tmp_path, hold, no_wor
 def test_a_workdir_that_is_a_file_is_one_clear_line(tmp_path, no_work):
     (tmp_path / "file").touch()
     with pytest.raises(ConfigError, match=r"--workdir=.*file: is a file; name a folder"):
-        train(small_config(), pathlib.Path(tmp_path / "file"))
+        train(small_config(), tmp_path / "file")

@@ -30,13 +30,14 @@ def checkout(tmp_path):
     return root
 
 
-def run(script, *arguments, cwd=None):
-    root = script.parent.parent
+def run(script, *arguments, root=None, **options):
+    """The finished process, and the calls of the interpreter."""
+    root = root or script.parent.parent
     calls = root.parent / "calls"
     calls.write_text("")
-    environment = {**os.environ, "PYTHON": str(root.parent / "python"), "CALLS": str(calls)}
-    environment.pop("VENV", None)
-    done = subprocess.run([str(script), *arguments], env=environment, cwd=cwd, capture_output=True, text=True)
+    variables = {"PYTHON": str(root.parent / "python"), "CALLS": str(calls)} | options.pop("variables", {})
+    environment = {name: value for name, value in os.environ.items() if name != "VENV"} | variables
+    done = subprocess.run([script, *arguments], env=environment, capture_output=True, text=True, **options)
     return done, calls.read_text().splitlines()
 
 
@@ -57,29 +58,25 @@ def test_both_scripts_share_one_environment(checkout):
     done, calls = run(checkout / "tpu_scripts/test.sh", "-k", "x")
     assert done.returncode == 0, done.stderr
     assert "[test]" in calls[0] and calls[-1].startswith("-m pytest ") and calls[-1].endswith(" -k x")
-    for script in ("train.sh", "test.sh", "train.sh"):
+    for script in ("train.sh", "test.sh"):
         assert not any("pip" in call for call in run(checkout / "tpu_scripts" / script)[1])
 
 
 def test_a_symbolic_link_from_elsewhere_works(checkout, tmp_path):
     (tmp_path / "link").symlink_to(checkout / "tpu_scripts/train.sh")
-    environment = {**os.environ, "PYTHON": str(tmp_path / "python"), "CALLS": str(tmp_path / "calls")}
-    done = subprocess.run([tmp_path / "link"], env=environment, cwd=tmp_path, capture_output=True, text=True)
+    done, _ = run(tmp_path / "link", root=checkout, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
 def test_an_interpreter_that_does_not_do_is_named(checkout):
-    environment = {**os.environ, "PYTHON": "/bin/false"}
-    done = subprocess.run([checkout / "tpu_scripts/train.sh"], env=environment, capture_output=True, text=True)
+    done, _ = run(checkout / "tpu_scripts/train.sh", variables={"PYTHON": "/bin/false"})
     assert done.returncode == 2 and "PYTHON=/bin/false is not a Python 3.11 or newer" in done.stderr
 
 
 @pytest.mark.parametrize("extra", ["tpu", "cuda"])
 def test_the_accelerator_of_the_machine_is_installed_for_and_said(extra, checkout):
-    environment = {**os.environ, "PYTHON": str(checkout.parent / "python"), "CALLS": str(checkout.parent / "calls")}
     # An accelerator_extra of the test's own: /dev/accel0 cannot be had here.
     commands = f'. "{checkout}/tpu_scripts/common.sh"; accelerator_extra() {{ echo {extra}; }}; activate_environment'
-    done = subprocess.run(["bash", "-euc", commands], env=environment, capture_output=True, text=True)
+    done, calls = run("bash", "-euc", commands, root=checkout)
     assert done.returncode == 0, done.stderr
-    assert f"Installing gvm_jax with [{extra}]" in done.stderr
-    assert f"-e {checkout}[{extra}]" in (checkout.parent / "calls").read_text()
+    assert f"Installing gvm_jax with [{extra}]" in done.stderr and f"-e {checkout}[{extra}]" in calls[0]

@@ -3,7 +3,7 @@
 
 root=$(cd "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/.." && pwd)
 
-usable() { # a name on PATH may be a shim that does not run, or an interpreter without venv
+usable() { # PYTHON: a name on PATH may be a shim that does not run, or an interpreter without venv
   "$1" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1
 }
 
@@ -22,7 +22,7 @@ find_python() {
   return 1
 }
 
-# accelerator_extra: which of setup.py's extras brings JAX to this machine's accelerator.
+# accelerator_extra: the extra of setup.py with JAX for this machine's accelerator, or nothing.
 accelerator_extra() {
   if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
     echo cuda
@@ -31,7 +31,7 @@ accelerator_extra() {
   fi
 }
 
-# activate_environment [EXTRA]: make the virtual environment once, add what it lacks, and put it on PATH.
+# activate_environment [EXTRA]: make the virtual environment once, add missing extras, and put it on PATH.
 activate_environment() {
   local python version environment stamp have extras wanted
   python=$(find_python) || return

@@ -133,7 +133,7 @@ pod_state() { # ACTIVE, SUSPENDED, ...; NONE if there is no such pod; UNKNOWN if
   fi
 }
 
-known_state() { # the same where nothing was tried yet: gcloud may not be set up
+known_state() { # pod_state, or an error: at a first call gcloud may not be set up
   local state
   state=$(pod_state)
   [ "$state" != UNKNOWN ] || fail "gcloud does not tell the state of $name; it says why above"
@@ -142,7 +142,7 @@ known_state() { # the same where nothing was tried yet: gcloud may not be set up
 
 # --- the sub-commands; they return 1 where `run` may try again ---
 
-create() { # again: goes on waiting
+create() { # called again, it goes on waiting
   local state=NONE
   [ -n "$dry_run" ] || state=$(known_state) || return 2
   if [ "$state" != NONE ]; then
@@ -177,7 +177,7 @@ wait_until_active() {
   done
 }
 
-pack() { # what the workers get, and get again after a preemption, whatever happens to the checkout meanwhile
+pack() { # the last commit, for the workers now and after a preemption, whatever happens to the checkout meanwhile
   if [ -z "$dry_run" ] && ! git -C "$root" diff --quiet HEAD --; then
     fail "setup: $root has changes that are not committed, or is no git checkout; the workers get the last commit"
   fi
@@ -187,7 +187,7 @@ pack() { # what the workers get, and get again after a preemption, whatever happ
 
 install() {
   tpus tpu-vm scp "$archive" "$name:gvm_jax.tar.gz" --worker=all || return 1
-  # What the last setup copied goes; the environment and runs/ stay.
+  # The copy of the last setup goes; the environment and runs/ stay.
   tpus tpu-vm ssh "$name" --worker=all --command="mkdir -p gvm_jax && cd gvm_jax && \
 rm -rf gvm_jax configs tpu_scripts tests && tar -xzf ../gvm_jax.tar.gz && tpu_scripts/worker.sh setup"
 }
@@ -230,7 +230,7 @@ watch_run() { # shows worker 0 until its run ends, or until the pod is not ACTIV
   wait "$follower" 2>/dev/null || true
 }
 
-run_outcome() { # what became of the run on every worker; nothing unless all of them answer
+run_outcome() { # the state of the run on every worker; nothing unless all of them answer
   local answer
   if answer=$(on all status); then echo "$answer" | sort | paste -s -d ';' -; fi
 }

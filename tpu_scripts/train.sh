@@ -9,7 +9,7 @@ activate_environment
 if [ $# -eq 0 ]; then
   set -- --config="${root:?}/configs/quickstart.py"
 fi
-# Huge pages for the host's memory, where the kernel gives them to those who ask: on a CPU page faults take a tenth of an
-# update without them.
+# Huge pages for the host's memory, where the kernel gives them on request: without them, page faults take a tenth of an
+# update on a CPU.
 export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1}
 exec python -m gvm_jax.train "$@"

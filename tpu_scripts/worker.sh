@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# What pod.sh runs on each worker of a pod, in the copy of the checkout that it made there:
+# pod.sh runs this on each worker of a pod, in the worker's copy of the checkout:
 #   worker.sh setup            a Python if there is none, and the environment with JAX for TPUs
 #   worker.sh start FLAGS      train.sh FLAGS, which goes on when the connection ends
 #   worker.sh follow           its log, until it ends
@@ -42,7 +42,7 @@ start() {
   echo "$name: started"
 }
 
-supervise() { # the session of a run: it stays to record the exit code
+supervise() { # the session of a run; stays until it has recorded the exit code
   echo "$BASHPID" >"$state/pid.new" && mv "$state/pid.new" "$state/pid"
   trap : TERM # it is for train.sh
   local code=0
