@@ -7,7 +7,7 @@ prints this table.
 import math
 
 from gvm_jax.config.rules import Field, OnResume, Rule, choice, integer, is_regular_expression, number, text, texts
-from gvm_jax.rewards.domains import DOMAINS, is_path
+from gvm_jax.rewards.verifiers import VERIFIERS, is_path
 
 _FREE, _ROUNDING, _CONTENT = OnResume.FREE, OnResume.ROUNDING, OnResume.CONTENT
 _DATA_SET = "a .json/.jsonl/.parquet/.csv file or a folder of them, a hub path, builtin:arithmetic or a name as gsm8k"
@@ -20,8 +20,8 @@ _DUAL_CLIP = Rule(
     "0 for none, or a number > 1", lambda value: type(value) in (int, float) and (value == 0 or 1 < value < math.inf)
 )
 _REWARD = text(
-    f"{' or '.join(map(repr, DOMAINS))}, or module:function", lambda name: name in DOMAINS or is_path(name)
-)._replace(choices=tuple(DOMAINS))
+    f"{' or '.join(map(repr, VERIFIERS))}, or module:function", lambda name: name in VERIFIERS or is_path(name)
+)._replace(choices=tuple(VERIFIERS))
 
 # fmt: off
 SECTIONS: dict[str, dict[str, Field]] = {

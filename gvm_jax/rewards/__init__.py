@@ -1,17 +1,18 @@
-"""Rewards: what a response says, checked against a reference by the rules of a domain."""
+"""Rewards: extract the answer of a response and check it against a reference answer."""
 
 from gvm_jax.rewards.answers import extract_boxed
-from gvm_jax.rewards.domains import DOMAINS
-from gvm_jax.rewards.grader import Grader, PendingVerdict
+from gvm_jax.rewards.grader import Grader, PendingVerdict, grade
 from gvm_jax.rewards.verdicts import FAILURES, Status, Verdict, VerifierFailure
+from gvm_jax.rewards.verifiers import VERIFIERS
 
 __all__ = [
-    "DOMAINS",
     "FAILURES",
+    "VERIFIERS",
     "Grader",
     "PendingVerdict",
     "Status",
     "Verdict",
     "VerifierFailure",
     "extract_boxed",
+    "grade",
 ]

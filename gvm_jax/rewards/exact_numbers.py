@@ -2,13 +2,14 @@ r"""Numbers in every notation, read and compared exactly.
 
 Read are integers, decimals and fractions with or without separated thousands, `3.2e5` and `3.2 \times 10^5`, mixed
 numbers, repeating decimals, percentages, number bases (`1010_2`), ordinals and magnitudes (2 million), with a unit or a
-currency after them. In a text that `notation.canonical` wrote, a number is this whole text or no number at all.
+currency after them. In a text that `canonical.canonical` wrote, a number is this whole text or no number at all.
 """
 
 import re
 from fractions import Fraction
 from typing import NamedTuple
 
+MAX_CHARACTERS = 4000  # of a text with a number: Python raises for integers of more than 4,300 digits
 MAX_EXPONENT = 10_000  # of ten
 MIN_ROUNDED_PLACES = 6  # math-verify's too: 0.333333 is 1/3, 0.333 is not
 
@@ -60,8 +61,11 @@ def split_number(text: str) -> tuple[Number, str] | None:
     """The number that a canonical text starts with, and what follows it: a unit or something else.
 
     Returns:
-        None if the text starts with no number, or with one whose exponent of ten is beyond `MAX_EXPONENT`.
+        None if the text starts with no number, is longer than `MAX_CHARACTERS`, or has an exponent of ten beyond
+        `MAX_EXPONENT`.
     """
+    if len(text) > MAX_CHARACTERS:
+        return None
     sign = re.match(r"[+-]?", text)[0]
     rest = text[len(sign) :]
     if sign == "" and not _BASE.match(rest) and (inner := re.match(r"\(([^(),]*)\)", rest)):  # (1,234) is a point

@@ -135,7 +135,7 @@ class WorkerPool:
             self._stop()
             raise VerifierFailure(
                 "grader workers cannot start; their own message is above, or in what "
-                "`python -c 'from gvm_jax.rewards import processes'` prints"
+                "`python -c 'from gvm_jax.rewards import worker_pool'` prints"
             ) from error
         if problem:
             self._stop()

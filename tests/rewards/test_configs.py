@@ -7,7 +7,7 @@ from configs.domains_data import sentences
 from gvm_jax.config import validate
 from gvm_jax.data import load_config_rows
 from gvm_jax.rewards import Grader
-from gvm_jax.rewards.sandbox.reading import read
+from gvm_jax.sandbox.requirements import read
 
 SOLUTIONS = """
 def double(x): return x + x

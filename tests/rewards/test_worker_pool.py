@@ -128,8 +128,8 @@ def test_workers_import_neither_jax_nor_the_parents_main(tmp_path, arguments):
     source = f"""
 import sys
 import jax
-from gvm_jax.rewards.domains import Limits
-from gvm_jax.rewards.domains.mathematics import Mathematics
+from gvm_jax.rewards.verifiers import Limits
+from gvm_jax.rewards.verifiers.mathematics import Mathematics
 from gvm_jax.rewards.worker_pool import WorkerPool
 
 main, spec = sys.modules["__main__"], __spec__
@@ -149,8 +149,8 @@ print("jax" in sys.modules, __file__ == main.__file__, __spec__ is spec)
 def test_signals_to_the_process_group_are_left_to_the_parent(tmp_path):
     source = f"""
 import signal
-from gvm_jax.rewards.domains import Limits
-from gvm_jax.rewards.domains.mathematics import Mathematics
+from gvm_jax.rewards.verifiers import Limits
+from gvm_jax.rewards.verifiers.mathematics import Mathematics
 from gvm_jax.rewards.worker_pool import WorkerPool
 
 for number in (signal.SIGINT, signal.SIGTERM):

@@ -1,13 +1,12 @@
-r"""Mathematics: the last box of a response; numbers are compared exactly, all else by math-verify.
+r"""Mathematics: the last box of a response. Numbers are compared exactly, everything else by math-verify.
 
-An answer passes three readers, each of which may decide:
+An answer passes three stages, each of which may decide:
 
-1. the text (`decide`): equal texts in one spelling, numbers in any notation, words, and answers that are no answers;
-2. bounds (`bounds.is_too_large`): what would take computer algebra too long is refused;
-3. math-verify (`equivalent`), whose rounding of numbers to six places is then undone: 10^-7 is not 2 * 10^-7.
+1. text (`decide`): equal texts in canonical spelling, numbers in any notation, words, and texts that are no answer;
+2. size (`size_limits.is_too_large`): an answer that would keep computer algebra busy for too long is rejected;
+3. math-verify (`equivalent`), without its rounding of numbers to six places: 10^-7 is not 2 * 10^-7.
 """
 
-import logging
 import re
 
 import sympy
@@ -16,13 +15,14 @@ from sympy.core.evalf import EvalfMixin
 from sympy.logic.boolalg import Boolean
 
 from gvm_jax.rewards.answers import extract_boxed
-from gvm_jax.rewards.bounds import is_too_large
-from gvm_jax.rewards.domains.domain import Domain
-from gvm_jax.rewards.domains.exact import same_text
+from gvm_jax.rewards.canonical import canonical, words
 from gvm_jax.rewards.exact_numbers import Number, same_number, split_number, with_plain_numbers
-from gvm_jax.rewards.notation import canonical, words
+from gvm_jax.rewards.size_limits import is_too_large
 from gvm_jax.rewards.units import STATEMENTS, is_unit
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
+from gvm_jax.rewards.verifiers.exact import same_text
+from gvm_jax.rewards.verifiers.math_verify_alone import quiet_math_verify
+from gvm_jax.rewards.verifiers.verifier import Verifier
 
 MAX_CHARACTERS = 2000  # of an answer, beyond its reference's
 MOST_WORDS = 6  # of a reference with a number: "12 cubic meters per second"
@@ -52,15 +52,13 @@ _EQUALS = re.compile(r"(?<![<>!:=\\])=(?!=)")
 _MEMBER = re.compile(r"[a-zA-Z]\\in(?![a-zA-Z]) ?(?=[\[(\\])")
 
 
-class Mathematics(Domain):
+class Mathematics(Verifier):
     r"""Answers are the content of the last `\boxed{...}`."""
 
     def answer(self, text: str) -> str | None:
-        """The content of the last box."""
         return extract_boxed(text)
 
     def known(self, answer: str, reference: str) -> bool | None:
-        """What the texts alone tell."""
         return decide(answer, reference)
 
     def start(self) -> None:
@@ -69,17 +67,14 @@ class Mathematics(Domain):
         Raises:
             RuntimeError: math-verify does not work here; with a broken parser it rejects every answer.
         """
-        for library in ("math_verify", "latex2sympy2_extended"):
-            logging.getLogger(library).setLevel(logging.ERROR)
+        quiet_math_verify()
         if not equivalent(r"\sqrt{8}", r"2\sqrt{2}"):
             raise RuntimeError(r"math-verify does not accept \sqrt{8} for 2\sqrt{2}: reinstall math-verify, antlr4")
 
     def check(self, answer: str, reference: str) -> Grade:
-        """1 for an equivalent answer, else 0."""
         return ACCEPTED if self.equivalent(answer, reference) else REJECTED
 
     def surely_parses(self, reference: str) -> bool:
-        """Whether the reference is a number."""
         return number_with_unit(canonical(reference), attached=False) is not None
 
     def parses(self, reference: str) -> bool:
@@ -93,7 +88,6 @@ class Mathematics(Domain):
         return _PROSE.fullmatch(text) is not None or (text != "" and equivalent(text, text))
 
     def equivalent(self, answer: str, leader: str) -> bool:
-        """Whether the answer is right where the other is the reference."""
         known = decide(answer, leader)
         return equivalent(canonical(answer), canonical(leader)) if known is None else known
 

@@ -76,17 +76,12 @@ def test_a_method_of_a_class_and_statuses_of_its_own(here):
 @pytest.mark.parametrize(
     ("returned", "score", "status"),
     [
-        ("[1]", 1.0, Status.CORRECT),
-        ("[True]", 1.0, Status.CORRECT),
-        ("np.array([0.25])", 0.25, Status.CORRECT),
-        ("(0,)", 0.0, Status.WRONG),
-        ("[-1.0]", -1.0, Status.WRONG),
-        ("[(0.5, 'correct')]", 0.5, Status.CORRECT),
-        ("[(-0.5, 'no_answer')]", -0.5, Status.NO_ANSWER),
-        ("[(0, 'error')]", 0.0, Status.ERROR),
+        ("[1]", 1.0, Status.CORRECT), ("[True]", 1.0, Status.CORRECT), ("np.array([0.25])", 0.25, Status.CORRECT),
+        ("(0,)", 0.0, Status.WRONG), ("[-1.0]", -1.0, Status.WRONG), ("[(0.5, 'correct')]", 0.5, Status.CORRECT),
+        ("[(-0.5, 'no_answer')]", -0.5, Status.NO_ANSWER), ("[(0, 'error')]", 0.0, Status.ERROR),
         ("[(0, 'timeout')]", 0.0, Status.TIMEOUT),
     ],
-)
+)  # fmt: skip
 def test_grades(literal, returned, score, status):
     assert literal.grade(["text"], [returned]) == [Verdict(score, status, "text")]
 
@@ -94,26 +89,18 @@ def test_grades(literal, returned, score, status):
 @pytest.mark.parametrize(
     ("returned", "reason"),
     [
-        ("[float('nan')]", "nan; a score is a number from -1 to 1"),
-        ("[np.inf]", "a number from -1 to 1"),
-        ("[1.5]", "1.5; a score is a number from -1 to 1"),
-        ("[-2]", "-2; a score is"),
-        ("['1']", "'1'; a score is"),
-        ("[None]", "None; a score is"),
-        ("[]", "0 grades for 1 text"),
-        ("[1, 0]", "2 grades for 1 text"),
-        ("0.5", "0.5, not a sequence"),
-        ("[(1.0, 'right')]", "a status is one of correct, wrong"),
+        ("[float('nan')]", "nan; a score is a number from -1 to 1"), ("[np.inf]", "a number from -1 to 1"),
+        ("[1.5]", "1.5; a score is a number from -1 to 1"), ("[-2]", "-2; a score is"), ("['1']", "'1'; a score is"),
+        ("[None]", "None; a score is"), ("[]", "0 grades for 1 text"), ("[1, 0]", "2 grades for 1 text"),
+        ("0.5", "0.5, not a sequence"), ("[(1.0, 'right')]", "a status is one of correct, wrong"),
         ("[(1.0, 'wrong')]", "'correct' goes with a score above 0"),
-        ("[(0.0, 'correct')]", "'correct' goes with a score above 0"),
-        ("[(-1.0, 'error')]", "'error' go with 0"),
+        ("[(0.0, 'correct')]", "'correct' goes with a score above 0"), ("[(-1.0, 'error')]", "'error' go with 0"),
         ("None", "own_rewards:literal returned None, not a sequence"),
         ("(float(text) for text in texts)", "own_rewards:literal raised ValueError: could not convert line 1"),
         ("1 / 0", "own_rewards:literal raised ZeroDivisionError: division by zero (<string>, line 1)"),
-        ("os._exit(1)", "the verifier's process died"),
-        ("bytes(2**31)", "MemoryError"),
+        ("os._exit(1)", "the verifier's process died"), ("bytes(2**31)", "MemoryError"),
     ],
-)
+)  # fmt: skip
 def test_what_is_no_grade_is_an_error_of_this_response(literal, returned, reason):
     broken, fine = literal.grade(["text", "text"], [returned, "[1]"])
     assert (broken.score, broken.status) == (0.0, Status.ERROR)

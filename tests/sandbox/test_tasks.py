@@ -6,9 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gvm_jax.rewards.sandbox.reading import read
-from gvm_jax.rewards.sandbox.run import run
-from tests.rewards.sandbox.tasks import NUMBER_TESTS, SQUARE, SQUARES, tasks
+from gvm_jax.sandbox.requirements import read
+from gvm_jax.sandbox.runner import run
+from tests.sandbox.tasks import NUMBER_TESTS, SQUARE, SQUARES, tasks
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="programs are confined by means of Linux")
 

@@ -1,4 +1,4 @@
-"""What a text of tests asks of a program, read without running it."""
+"""Static analysis of tests: the names, imports and classes that they require of a program."""
 
 import ast
 import builtins
@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from gvm_jax.rewards.sandbox.flows import closed, flows_of, names_of, results_meet_arguments
+from gvm_jax.sandbox.dataflow import closed, flows_of, names_of, results_meet_arguments
 
 # Where a name without an import is looked for.
 _MODULES = ("collections", "copy", "datetime", "decimal", "fractions", "functools", "itertools", "math", "typing")

@@ -2,7 +2,7 @@
 
 The judge calls the program's functions and compares what comes back in a process of its own. So the program can end its
 process, print, change builtins and walk the frames as it likes: neither the tests nor the verdict are there. Started by
-`run.py`, by path: the standard library alone.
+`runner.py`, by path: the standard library alone.
 """
 
 import json
@@ -14,50 +14,48 @@ import warnings
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from confine import Unprotected, confine, die_with_parent
-from peer import Peer, Rules, text_of
-from remote import Remote, Unsupported
+from proxy import Proxy, Unsupported
+from rpc import Peer, Rules, text_of
 
 del sys.path[0]
 
 
 class Program:
-    """The program, as the judge may ask for it."""
+    """The interface of the player that the judge calls."""
 
     def __init__(self, source: str, peer: Peer):
         self._source, self._peer = source, peer
         self._names = _module("solution")
 
     def load(self) -> None:
-        """Runs the program, which is a module's text."""
         exec(compile(self._source, "solution.py", "exec"), self._names)
 
     def present(self, names: list[str], classes: list[str]) -> list[str]:
-        """Those of the names that it defines. Objects of classes of its own that are asked for will stay here."""
+        """The names that the program defines. Objects of its own `classes` are proxied from then on, not copied."""
         kinds = map(self._names.get, classes)
         self._peer.classes = tuple(x for x in kinds if isinstance(x, type) and x.__module__ == "solution")
         return [name for name in names if name in self._names]
 
     def value(self, name: str) -> object:
-        """What a name stands for."""
         return self._names[name]
 
 
 def _module(name: str, **names: object) -> dict[str, object]:
-    """The names of a new module, which is there to be imported: dataclasses and pickle ask for that of a class."""
+    """Namespace of a new module in `sys.modules`, where dataclasses and pickle look up a class."""
     module = sys.modules[name] = types.ModuleType(name)
     module.__dict__.update(names)
     return module.__dict__
 
 
 def play(source: str, channel: int) -> None:
-    """Answers the judge until it goes."""
+    """Runs the program and answers the judge's requests until the connection ends."""
     peer = Peer(channel)
     peer.offer(Program(source, peer))
     peer.serve()
 
 
 def judge(text: str, names: list[str], classes: list[str], in_place: bool, nan: bool, channel: int) -> tuple[str, str]:
-    """Runs tests; the arguments are `reading.Tests`.
+    """Runs tests; the arguments are `requirements.Tests`.
 
     Returns:
       "passed", or "failed" and why, or "broken" and why: tests that cannot tell whether any program is right.
@@ -88,7 +86,7 @@ def judge(text: str, names: list[str], classes: list[str], in_place: bool, nan: 
 
 
 def _is_plain(value: object) -> bool:
-    return not isinstance(value, Remote)
+    return not isinstance(value, Proxy)
 
 
 def _catches_assertions(value: object) -> bool:
@@ -99,7 +97,7 @@ def _catches_assertions(value: object) -> bool:
 
 
 def main() -> None:
-    """The process: read what to do, give up what is not needed for it, do it."""
+    """Reads the task, confines this process and does the task."""
     role, parent, seconds, memory_bytes, channel, report, folder = sys.argv[1:]
     die_with_parent(int(parent))
     task = json.loads(sys.stdin.buffer.read())

@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from gvm_jax.rewards.sandbox.confine import call_filter
+from gvm_jax.sandbox.confine import call_filter
 
 ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000 | errno.EPERM, 0x80000000
 ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}

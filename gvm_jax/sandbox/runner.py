@@ -12,7 +12,7 @@ import tempfile
 import time
 from typing import NamedTuple
 
-from gvm_jax.rewards.sandbox.reading import Tests
+from gvm_jax.sandbox.requirements import Tests
 
 FOLDER_BYTES = 64 * 2**20  # of all files of a program
 FOLDER_FILES = 1000
@@ -26,9 +26,9 @@ class Unprotected(RuntimeError):  # noqa: N818
 
 
 class Outcome(NamedTuple):
-    """What came of a program."""
+    """Result of a test run."""
 
-    verdict: str  # passed | failed | slow: it did not end in time | broken: the tests can tell nothing of any program
+    verdict: str  # passed | failed | slow: did not end in time | broken: the tests cannot judge any program
     reason: str  # for a person; "" where it passed
 
 
@@ -103,7 +103,7 @@ def _give(child: subprocess.Popen, task: dict) -> None:
 
 
 def _wait(readers: list[int], folder: str, deadline: float, children: list[subprocess.Popen]) -> Outcome:
-    """What the children report: that they are confined, and then the judge's verdict."""
+    """Waits for the reports of both children: first that they are confined, then the judge's verdict."""
     texts = dict.fromkeys(readers, b"")
     waiting = set(readers)
     while waiting:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gvm_jax.rewards import Grader, Status, Verdict
 from gvm_jax.rewards.answers import final_answer
-from gvm_jax.rewards.domains.exact import normalise
+from gvm_jax.rewards.verifiers.exact import normalise
 
 
 @pytest.fixture(scope="module")
@@ -20,35 +20,17 @@ def grader():
 @pytest.mark.parametrize(
     ("text", "reference"),
     [
-        (r"Hence \boxed{B}.", "B"),
-        (r"\boxed{\text{(B)}}", "B"),
-        (r"\boxed{$B$}", "B"),
-        ("The answer is B", "B"),
-        ("The answer is (B).", "B"),
-        ("So the answer is B.\n", "b"),
-        ("The correct answer is: **B**", "B"),
-        ("**Answer:** B) Paris", "(B)"),
-        ("Answer: (b) Paris, of course", "B"),
-        ("answer is option B", "B"),
-        ("The answer is A, as they say", "A"),
-        ("The answer is (A) f(x) = 2", "A"),
-        ("The answer is D) x, y", "D"),
-        ("The answer is I.", "I"),
-        ("The answer is:\n\nB", "B"),
-        ("A and C are wrong. #### B", "B"),
-        ("The answer is A. No: the answer is B.", "B"),
-        (r"The answer is \boxed{B}, the answer is A", "B"),
-        ("The answer is the Eiffel  Tower.", "Eiffel tower"),
-        ("The answer is “PARIS”!", "paris"),
-        ("The answer is Straße", "STRASSE"),
-        ("The answer is ﬁve", "five"),
-        ("The answer is １２", "12"),
-        ("#### -3", "\N{MINUS SIGN}3"),
-        ("#### .5", ".5."),
-        ("#### an apple", "apple"),
-        ("The answer is C#.", "c#"),
+        (r"Hence \boxed{B}.", "B"), (r"\boxed{\text{(B)}}", "B"), (r"\boxed{$B$}", "B"), ("The answer is B", "B"),
+        ("The answer is (B).", "B"), ("So the answer is B.\n", "b"), ("The correct answer is: **B**", "B"),
+        ("**Answer:** B) Paris", "(B)"), ("Answer: (b) Paris, of course", "B"), ("answer is option B", "B"),
+        ("The answer is A, as they say", "A"), ("The answer is (A) f(x) = 2", "A"), ("The answer is D) x, y", "D"),
+        ("The answer is I.", "I"), ("The answer is:\n\nB", "B"), ("A and C are wrong. #### B", "B"),
+        ("The answer is A. No: the answer is B.", "B"), (r"The answer is \boxed{B}, the answer is A", "B"),
+        ("The answer is the Eiffel  Tower.", "Eiffel tower"), ("The answer is “PARIS”!", "paris"),
+        ("The answer is Straße", "STRASSE"), ("The answer is ﬁve", "five"), ("The answer is １２", "12"),
+        ("#### -3", "\N{MINUS SIGN}3"), ("#### .5", ".5."), ("#### an apple", "apple"), ("The answer is C#.", "c#"),
     ],
-)
+)  # fmt: skip
 def test_the_same_answer_is_correct(grader, text, reference):
     (verdict,) = grader.grade([text], [reference])
     assert (verdict.score, verdict.status) == (1.0, Status.CORRECT)
@@ -57,26 +39,14 @@ def test_the_same_answer_is_correct(grader, text, reference):
 @pytest.mark.parametrize(
     ("text", "reference"),
     [
-        ("The answer is A", "B"),
-        ("The answer is (A) B", "B"),
-        ("The answer is a dog", "A"),
-        ("The answer is A, B", "A"),
-        ("The answer is A) or B)", "A"),
-        ("The answer is A: 3, B: 4", "A"),
-        ("The answer is A. B. C. D.", "A"),
-        (r"\boxed{\text{(A) or (B)}}", "A"),
-        (r"\boxed{(A)(B)}", "A"),
-        ("The answer is Because", "B"),
-        ("The answer is 15", "1.5"),
-        ("#### 3", "-3"),
-        ("#### Paris, France", "Paris"),
-        ("#### vitamin", "vitamin A"),
-        ("The answer is C.", "C#"),
-        ("#### C#", "C"),
-        ("#### the", "a"),
-        (r"\boxed{?!}", "B"),
+        ("The answer is A", "B"), ("The answer is (A) B", "B"), ("The answer is a dog", "A"),
+        ("The answer is A, B", "A"), ("The answer is A) or B)", "A"), ("The answer is A: 3, B: 4", "A"),
+        ("The answer is A. B. C. D.", "A"), (r"\boxed{\text{(A) or (B)}}", "A"), (r"\boxed{(A)(B)}", "A"),
+        ("The answer is Because", "B"), ("The answer is 15", "1.5"), ("#### 3", "-3"),
+        ("#### Paris, France", "Paris"), ("#### vitamin", "vitamin A"), ("The answer is C.", "C#"), ("#### C#", "C"),
+        ("#### the", "a"), (r"\boxed{?!}", "B"),
     ],
-)
+)  # fmt: skip
 def test_another_answer_is_wrong(grader, text, reference):
     (verdict,) = grader.grade([text], [reference])
     assert (verdict.score, verdict.status) == (0.0, Status.WRONG)

@@ -68,8 +68,8 @@ LIES = {
     "a constructor of the wrong type": "['collections.Counter', 4]",
 }
 SQUARES |= {
-    name: "import peer\npack = peer.Peer._pack\ndef f(*_):\n"
-    f"    peer.Peer._pack = lambda self, value: {lie} if value == 4 else pack(self, value)\n    return 4"
+    name: "import rpc\npack = rpc.Peer._pack\ndef f(*_):\n"
+    f"    rpc.Peer._pack = lambda self, value: {lie} if value == 4 else pack(self, value)\n    return 4"
     for name, lie in LIES.items()
 }
 

@@ -4,35 +4,30 @@ import time
 
 import pytest
 
-from gvm_jax.rewards.sandbox.reading import read
+from gvm_jax.sandbox.requirements import read
 
 
 @pytest.mark.parametrize(
     ("tests", "names", "imports"),
     [
-        ("assert add(1, 2) == 3", ["add"], []),
-        ("import math\nassert math.isclose(area(2), 4)", ["area"], []),
+        ("assert add(1, 2) == 3", ["add"], []), ("import math\nassert math.isclose(area(2), 4)", ["area"], []),
         ("assert math.isclose(area(2), 4)", ["area"], ["import math"]),
         ("assert copy([1]) == [1] and copy.__name__", ["copy"], []),
         ("def check(candidate):\n    assert candidate(1) == 1\ncheck(f)", ["f"], []),
         ("def check(f):\n    assert f(1) == 1\ncheck(f)", ["f"], []),
-        (
-            "import os.path as p\nclass T:\n    g = f\n    def run(self, x=h): return [y for y in p.split(x)], y",
-            ["f", "h", "y"],
-            [],
-        ),
+        ("import os.path as p\nclass T:\n    g = f\n    def run(self, x=h): return [y for y in p.split(x)], y",
+         ["f", "h", "y"], []),
         ("def setup():\n    global made\n    made = f(1)\nsetup()\nassert made", ["f"], []),
         ("for i, (a, b) in enumerate(CASES):\n    assert f(a) == b, i", ["CASES", "f"], []),
         ("try:\n    f(1)\nexcept ValueError as error:\n    assert str(error)", ["f"], []),
-        ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"], []),
-        ("assert sum([1, 2]) == 3", [], []),
+        ("assert [f(x) for x in range(3)] == [0, 1, 2]", ["f"], []), ("assert sum([1, 2]) == 3", [], []),
         ("assert isclose(area(2), 4)", ["area"], ["from math import isclose"]),
         ("x = Counter('a')\nassert Counter(f('a')) == x", ["f"], ["from collections import Counter"]),
         ("assert gcd(4, 6) == 2 and lcm(4, 6) == 12", ["gcd", "lcm"], []),
         ("assert factorial(3) == 6\nassert add(1, 2) == 3", ["add", "factorial"], []),
         ("assert add(factorial(3), 1) == 7", ["add"], ["from math import factorial"]),
     ],
-)
+)  # fmt: skip
 def test_names_that_tests_ask_a_program_for(tests, names, imports):
     found = read(tests)
     assert (found.names, found.text) == (names, "".join(line + "\n" for line in imports) + tests)

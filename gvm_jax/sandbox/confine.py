@@ -1,4 +1,4 @@
-"""What a process gives up for good before it runs a program that nobody has read: files, network, processes.
+"""Confines a process for good before it runs an untrusted program: no files, network or processes of others.
 
 Works without privileges and in ordinary containers: resource limits, Landlock (files; Documentation/userspace-api/
 landlock.rst of Linux) and a seccomp filter (system calls). All three hold for root too, and none can be taken back. The

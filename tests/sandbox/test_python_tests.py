@@ -8,9 +8,9 @@ import time
 import pytest
 
 from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure, worker
-from gvm_jax.rewards.domains import Limits, python_tests
-from gvm_jax.rewards.domains.python_tests import last_program
-from gvm_jax.rewards.sandbox import run
+from gvm_jax.rewards.verifiers import Limits
+from gvm_jax.sandbox import python_tests, runner
+from gvm_jax.sandbox.python_tests import last_program
 
 DEADLINE = 1.0
 ADD = "def add(a, b):\n    return a + b"
@@ -41,24 +41,15 @@ def fenced(program: str) -> str:
 @pytest.mark.parametrize(
     ("text", "program"),
     [
-        (fenced("x = 1"), "x = 1"),
-        (fenced("x = 1") + "\n" + fenced("x = 2"), "x = 2"),
-        ("```\nx = 1\n```", "x = 1"),
-        ("```py\nx = 1\n```\n```\n>>> x\n1\n```", "x = 1"),
-        ("```Python\r\nx = 1\n```", "x = 1"),
-        ("1. So:\n   ```python\n   if x:\n       y = 1\n   ```", "if x:\n    y = 1"),
-        ("```bash\nls\n```", None),
+        (fenced("x = 1"), "x = 1"), (fenced("x = 1") + "\n" + fenced("x = 2"), "x = 2"), ("```\nx = 1\n```", "x = 1"),
+        ("```py\nx = 1\n```\n```\n>>> x\n1\n```", "x = 1"), ("```Python\r\nx = 1\n```", "x = 1"),
+        ("1. So:\n   ```python\n   if x:\n       y = 1\n   ```", "if x:\n    y = 1"), ("```bash\nls\n```", None),
         (f"<think>{fenced('x = 1')}</think>\n{fenced('x = 2')}", "x = 2"),
-        (f"<think>{fenced('x = 1')}</think>\nDone.", None),
-        (f"<think>{fenced('x = 1')}", None),
-        ("```python\nx = 1", None),
-        ("```python\nx = 1\n```\n```python\nx = ", "x = 1"),
-        ("```python\nx = 1\n```python\nx = 2\n```", "x = 2"),
-        ("```python\n```", ""),
-        ("x = 1", None),
-        ("", None),
+        (f"<think>{fenced('x = 1')}</think>\nDone.", None), (f"<think>{fenced('x = 1')}", None),
+        ("```python\nx = 1", None), ("```python\nx = 1\n```\n```python\nx = ", "x = 1"),
+        ("```python\nx = 1\n```python\nx = 2\n```", "x = 2"), ("```python\n```", ""), ("x = 1", None), ("", None),
     ],
-)
+)  # fmt: skip
 def test_the_last_block_is_the_program(text, program):
     assert last_program(text) == program
 
@@ -141,21 +132,21 @@ def test_a_start_that_fails_leaves_nothing(scratch, monkeypatch):
 
 def test_what_is_not_refused_is_told_at_the_start(scratch, monkeypatch):
     """Without the filter of system calls, but with all else."""
-    folder = pathlib.Path(run.__file__).parent
+    folder = pathlib.Path(runner.__file__).parent
     for file in folder.glob("*.py"):
         text = file.read_text()
         (scratch / file.name).write_text(text.replace("    _restrict_calls(libc)\n", ""))
-    monkeypatch.setattr(run, "_CHILD", scratch / "child.py")
-    domain = python_tests.PythonTests(Limits(1.0, 256))
+    monkeypatch.setattr(runner, "_CHILD", scratch / "child.py")
+    verifier = python_tests.PythonTests(Limits(1.0, 256))
     with pytest.raises(
         RuntimeError, match=r"'python_tests': a program .* failed .*'a socket', 'a process', 'a thread'"
     ):
-        domain.start()
-    domain.close()
+        verifier.start()
+    verifier.close()
 
 
 def test_other_systems_are_refused(monkeypatch):
     monkeypatch.setattr(python_tests.sys, "platform", "darwin")
-    domain = python_tests.PythonTests(Limits(1.0, 256), root="")
+    verifier = python_tests.PythonTests(Limits(1.0, 256), root="")
     with pytest.raises(RuntimeError, match=r"'python_tests': .* of Linux; this is darwin"):
-        domain.start()
+        verifier.start()

@@ -10,12 +10,12 @@ import traceback
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.verdicts import FAILURES, Grade, Status
+from gvm_jax.rewards.verifiers.verifier import Verifier
 
 
 @dataclasses.dataclass(frozen=True)
-class Function(Domain):
+class Function(Verifier):
     """Calls `function(texts: list[str], references: list[str])`, which returns a sequence with a grade of each text.
 
     A grade is a score, or a pair of a score and the name of a `Status`. Scores are finite and from -1 to 1; above 0 a
@@ -32,14 +32,12 @@ class Function(Domain):
 
     @property
     def contract(self) -> str:
-        """The rules above."""
         return (
             f"{self.path} must return a sequence with a grade of each text: a number from -1 to 1, accepted above 0, "
             "or a pair of it and a status (gvm_jax/rewards/README.md)"
         )
 
     def answer(self, text: str) -> str | None:
-        """All of it: what counts is the function's to say."""
         return text
 
     def start(self) -> None:

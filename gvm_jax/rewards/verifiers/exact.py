@@ -1,4 +1,4 @@
-r"""Short answers and multiple choice: equal texts, but for what is no part of an answer.
+r"""Short answers and multiple choice: texts are equal up to case, surrounding punctuation and the like.
 
 Texts are compared as in SQuAD's evaluation (arXiv 1606.05250, section 5): without case, punctuation, articles and
 differences of white space. Two departures keep apart what differs: punctuation goes at the ends alone (1.5 is not 15,
@@ -12,8 +12,8 @@ import re
 import unicodedata
 
 from gvm_jax.rewards.answers import final_answer
-from gvm_jax.rewards.domains.domain import Domain
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade
+from gvm_jax.rewards.verifiers.verifier import Verifier
 
 _STYLE = re.compile(r"\\(?:text|textbf|textit|mathrm|mathbf|mathit)\s*\{([^{}]*)\}")
 _ARTICLE = re.compile(r"(?:a|an|the) (?=\S)")
@@ -25,27 +25,22 @@ _ANOTHER = re.compile(rf"{_LIST}|\.\s*[^\W\d_]\.\s*[^\W\d_](?!\w)|.*?{_NEXT}", r
 _MARKUP = "*_`\"' "  # around a choice
 
 
-class Exact(Domain):
+class Exact(Verifier):
     r"""Answers are the last `\boxed{...}`, else what follows the last "answer is", "answer:" or "####" in its line."""
 
     def answer(self, text: str) -> str | None:
-        """The final answer as it is written."""
         return final_answer(text)
 
     def known(self, answer: str, reference: str) -> bool:
-        """Whether both are the same choice, or the same text once normalised."""
         return same_text(answer, reference)
 
     def check(self, answer: str, reference: str) -> Grade:
-        """1 for the same answer, else 0."""
-        return ACCEPTED if self.known(answer, reference) else REJECTED
+        return ACCEPTED if same_text(answer, reference) else REJECTED
 
     def surely_parses(self, reference: str) -> bool:
-        """Whether something is left of the reference once it is normalised."""
         return normalise(reference) != ""
 
     def parses(self, reference: str) -> bool:
-        """Likewise."""
         return self.surely_parses(reference)
 
 
@@ -58,7 +53,7 @@ def same_text(answer: str, reference: str) -> bool:
 
 
 def normalise(text: str) -> str:
-    """What of a text is compared; "" where nothing is left of it. In linear time."""
+    """The form in which texts are compared, "" where nothing is left. Linear time."""
     text = _folded(text)
     start, end = 0, len(text)
     while start < end and _is_around(text[start]) and not _is_sign(text, start):

@@ -1,7 +1,7 @@
-"""Two processes that call each other's functions, one of which must not trust the other.
+"""Remote procedure calls between two processes, of which one does not trust the other.
 
-Values of built-in types cross as copies (`copies.py`), iterators as generators that ask for one item after another.
-All else stays where it is, and a `Remote` stands for it. Imported by the child processes: the standard library alone.
+Values of built-in types are sent as copies (`serialization.py`), iterators as generators that fetch one item after
+another, everything else as a `Proxy`. Imported by the child processes: the standard library alone.
 """
 
 import builtins
@@ -11,19 +11,19 @@ import weakref
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from copies import MUTABLE, pack, replace, unpack
-from remote import GIVEN_AWAY, OPERATIONS, Failed, Operand, Remote, Unsupported
+from proxy import GIVEN_AWAY, OPERATIONS, Failed, Operand, Proxy, Unsupported
+from serialization import MUTABLE, pack, replace, unpack
 
 MESSAGE_BYTES = 16 * 2**20  # longest message
 _LENGTH = struct.Struct("!I")
 
 
 class Rules(NamedTuple):
-    """What an end that does not trust the other one takes from it."""
+    """What an end accepts from one that it does not trust."""
 
-    in_place: bool  # what became of lists, sets and dicts that were arguments
-    nan: bool  # NaN, which no comparison finds too far from anything
-    operators: bool  # of objects whose class is asked for
+    in_place: bool  # changes of lists, sets and dicts that were arguments
+    nan: bool  # NaN, for which `abs(x - 1) > 1e-6` is false
+    operators: bool  # operators of objects whose class the tests ask for
 
 
 class Peer:
@@ -31,28 +31,27 @@ class Peer:
 
     Args:
       descriptor: of a stream socket.
-      rules: what to take from the other end, which then may only call functions, and ask iterators for items, that
-        were given to it; None = it may do anything to objects of this end.
+      rules: of an end that does not trust the other one: that one may only call functions and advance iterators that
+        were sent to it. None = it may do anything to objects of this end.
     """
 
     def __init__(self, descriptor: int, rules: Rules | None = None):
         self._reader, self._writer = open(descriptor, "rb"), open(descriptor, "wb", closefd=False)
         self._rules = rules
         self._mine: dict[int, object] = {}
-        self._theirs: weakref.WeakValueDictionary[int, Remote] = weakref.WeakValueDictionary()  # one of each, for `is`
+        self._theirs: weakref.WeakValueDictionary[int, Proxy] = weakref.WeakValueDictionary()  # one of each, for `is`
         self._errors: dict[str, type[Exception]] = {}  # stand for exception classes of the other end
         self.classes: tuple[type, ...] = ()  # of this end, whose instances stay here
         self.requests = 0  # that this end made
         self.failure = ""  # why nothing that comes from the other end counts any more
 
     def offer(self, value: object) -> None:
-        """Makes a value what `root` of the other end stands for."""
+        """Makes a value the `root` of the other end."""
         self._mine[0] = value
 
     @property
-    def root(self) -> Remote:
-        """What the other end offers."""
-        return Remote(self, 0, "root")
+    def root(self) -> Proxy:
+        return Proxy(self, 0, "root")
 
     def fail(self, reason: str) -> Failed:
         """Remembers the reason, whatever becomes of the exception, which the caller raises."""
@@ -77,7 +76,7 @@ class Peer:
             self._answer(kind, parts)
 
     def serve(self) -> None:
-        """Answers the other end until it goes."""
+        """Answers requests until the connection ends."""
         while True:
             kind, *parts = self._receive()
             self._answer(kind, parts)
@@ -162,7 +161,7 @@ class Peer:
 
     def _give(self, value: object) -> list:
         """What stands for an object that stays here."""
-        if isinstance(value, Remote):
+        if isinstance(value, Proxy):
             return ["yours", value._id]
         if isinstance(value, type) and value in self._errors.values():
             return ["yours", value.number]
@@ -185,10 +184,10 @@ class Peer:
             body = {"number": number, "__str__": lambda self: self.text, "text": ""}
             return self._errors.setdefault(name, type(name, (_builtin_error(names),), body))
         trusted = kind == "operand" and (self._rules is None or self._rules.operators)
-        remote = self._theirs.setdefault(int(number), (Operand if trusted else Remote)(self, int(number), name))
+        remote = self._theirs.setdefault(int(number), (Operand if trusted else Proxy)(self, int(number), name))
         return self._items(remote) if kind == "iterator" else remote
 
-    def _items(self, iterator: Remote):
+    def _items(self, iterator: Proxy):
         sent = None
         while True:
             ended, item = self.ask("next", iterator, sent)
@@ -234,7 +233,7 @@ def _names(kind: type) -> list[str]:
 
 
 def text_of(error: BaseException) -> str:
-    """Its message, however it is made: with a look at the other end perhaps, which may be gone."""
+    """The message of an error, "" where `__str__` raises: it may ask the other process, which may be gone."""
     try:
         return str(error)[:1000]
     except BaseException:

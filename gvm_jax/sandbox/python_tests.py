@@ -1,4 +1,4 @@
-"""Programs: the last code block of a response, run against the reference, which is a text of tests."""
+"""Verifier of programs: runs the last code block of a response against the tests of its row."""
 
 import ast
 import dataclasses
@@ -7,10 +7,10 @@ import tempfile
 import textwrap
 
 from gvm_jax.rewards.answers import after_thinking
-from gvm_jax.rewards.domains.domain import Domain
-from gvm_jax.rewards.sandbox.reading import read
-from gvm_jax.rewards.sandbox.run import Outcome, remove, run
 from gvm_jax.rewards.verdicts import ACCEPTED, REJECTED, Grade, Status
+from gvm_jax.rewards.verifiers.verifier import Verifier
+from gvm_jax.sandbox.requirements import read
+from gvm_jax.sandbox.runner import Outcome, remove, run
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 _TAGS = ("python", "py", "python3")
@@ -44,7 +44,7 @@ def escapes():
 
 
 @dataclasses.dataclass(frozen=True)
-class PythonTests(Domain):
+class PythonTests(Verifier):
     r"""Answers are the last block of a response that is fenced as Python, else the last one fenced without a language.
 
     The reference is the text of tests, `assert add(1, 2) == 3`, which use names that the program must define. A program
@@ -63,7 +63,6 @@ class PythonTests(Domain):
         return self.limits.deadline_seconds + _SPARE_SECONDS
 
     def answer(self, text: str) -> str | None:
-        """The program."""
         return last_program(text)
 
     def start(self) -> None:
@@ -117,7 +116,6 @@ class PythonTests(Domain):
         )
 
     def close(self) -> None:
-        """Removes the folder."""
         remove(self.root)
 
     def _run(self, program: str, tests: str, seconds: float) -> Outcome:

@@ -1,4 +1,4 @@
-"""Where the values of a test go: which names hold what the program returned, and which what it was given."""
+"""Data flow in tests: which names hold results of the program, and which hold its arguments."""
 
 import ast
 import builtins
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Flow(NamedTuple):
-    """Names that get values from an expression."""
+    """Assigns the value of an expression to names."""
 
     targets: set[str]
     source: ast.AST
@@ -27,7 +27,7 @@ def names_of(tree: ast.AST, without: Container[int] = ()) -> set[str]:
 
 
 def closed(names: set[str], flows: list[Flow], more: Callable[[Flow, set[str]], Collection[str]]) -> set[str]:
-    """The names, and all that flows lead to from them."""
+    """The closure of `names` under flows: `more(flow, found)` are names that a flow adds to those found."""
     names, before = set(names), -1
     while len(names) > before:
         before = len(names)

@@ -1,4 +1,4 @@
-"""What stands for an object of another process, and what can be done to one from there.
+"""Proxies of objects that live in another process, and the operations that they forward.
 
 Imported by the child processes: the standard library alone.
 """
@@ -7,19 +7,19 @@ import builtins
 import operator
 from collections.abc import Iterator
 
-from copies import pack, unpack
+from serialization import pack, unpack
 
 
 class Failed(BaseException):
-    """The other end ended, broke the rules or has what cannot be compared. No Exception: tests must not catch it."""
+    """The other process ended or broke the rules. A BaseException, which tests are less likely to catch."""
 
 
 class Unsupported(BaseException):
-    """A value of this end that cannot cross."""
+    """A value of this process cannot be sent."""
 
 
-class Remote:
-    """An object of the other process. Attributes, calls, items, iteration, `with` and conversions are the object's own.
+class Proxy:
+    """Forwards attributes, calls, items, iteration, `with` and conversions to an object of the other process.
 
     It is true, and can be compared with itself and None alone: an object that claims to equal everything would pass
     every test.
@@ -31,53 +31,43 @@ class Remote:
         self._peer, self._id, self._name = peer, number, name
 
     def __call__(self, *args, **kwargs):
-        """Calls it."""
         return self._peer.ask("call", self, list(args), kwargs)
 
     def __getattr__(self, name):
-        """Its attribute; names of Python's own protocols are answered here."""
         if name == "__name__":
             return self._name
-        if name.startswith("__"):
+        if name.startswith("__"):  # protocols of Python are answered here
             raise AttributeError(name)
         return self._peer.ask("getattr", self, name)
 
     def __setattr__(self, name, value):
-        """Sets its attribute."""
-        if name in Remote.__slots__:
+        if name in Proxy.__slots__:
             object.__setattr__(self, name, value)
         else:
             self._peer.ask("setattr", self, name, value)
 
     def __next__(self):
-        """Its next item."""
         ended, item = self._peer.ask("next", self, None)
         if ended:
             raise StopIteration
         return item
 
     def __exit__(self, kind, *_):
-        """Leaves it. What was raised inside goes on: a program could hide that an assertion failed."""
-        self._peer.ask("exit", self, kind)
+        self._peer.ask("exit", self, kind)  # what was raised goes on: a program could hide that an assertion failed
 
     def __instancecheck__(self, instance):
-        """Whether an object of the other process is one of its instances; others are not."""
-        return isinstance(instance, Remote) and bool(self._peer.ask("isinstance", instance, self))
+        return isinstance(instance, Proxy) and bool(self._peer.ask("isinstance", instance, self))
 
     def __mro_entries__(self, _):
-        """No base of a class."""
         raise Unsupported(f"the tests derive a class from the program's {self._name}")
 
     def __hash__(self):
-        """By identity."""
         return object.__hash__(self)
 
     def __eq__(self, other):
-        """By identity."""
         return other is self if other is None or other is self else self._refuse(other)
 
     def __repr__(self):
-        """Made here: it is for messages."""
         return f"<{self._name} of the program>"
 
     def _refuse(self, *others):
@@ -88,11 +78,11 @@ class Remote:
         )
 
 
-class Operand(Remote):
-    """An object of a class that the tests ask for. Among such objects the operators are the object's own.
+class Operand(Proxy):
+    """Proxy of an object whose class the tests ask for. Among such objects, operators are forwarded too.
 
-    With the tests' own values stands for it a copy of the built-in type that it derives from. Where it derives from
-    none, it cannot be compared with them, and what reckoning gives is a `Remote`: a number could be any.
+    Against a value of the tests, a copy of the built-in type that the object derives from takes its place. If it
+    derives from none, it cannot be compared with that value, and arithmetic gives a `Proxy`: a number could be any.
     """
 
     __slots__ = ()
@@ -101,7 +91,7 @@ class Operand(Remote):
         def pair(mine: object) -> tuple[object, object]:
             return (other, mine) if swap else (mine, other)
 
-        if isinstance(other, Remote):
+        if isinstance(other, Proxy):
             return self._peer.ask(name, *pair(self))
         if other is None and name in ("eq", "ne"):
             return name == "ne"
@@ -109,7 +99,7 @@ class Operand(Remote):
         if copied:
             return getattr(operator, name)(*pair(value))
         result = self._refuse() if name in _COMPARISONS else self._peer.ask(name, *pair(self))
-        return Remote(self._peer, result._id, result._name) if isinstance(result, Remote) else self._refuse()
+        return Proxy(self._peer, result._id, result._name) if isinstance(result, Proxy) else self._refuse()
 
 
 def _enter(manager: object) -> object:
@@ -160,9 +150,9 @@ def _add_operators() -> None:
         return lambda self, other: self._operate(name, other, swap)
 
     for name in _OF_ALL:
-        setattr(Remote, f"__{name}__", asking(name))
-    Remote.__len__ = Remote._refuse
-    Remote.__bool__ = lambda self: True
+        setattr(Proxy, f"__{name}__", asking(name))
+    Proxy.__len__ = Proxy._refuse
+    Proxy.__bool__ = lambda self: True
     for name in _OF_OPERANDS:
         setattr(Operand, f"__{name}__", asking(name))
     for name in (*_COMPARISONS, *_ARITHMETIC):
@@ -170,7 +160,7 @@ def _add_operators() -> None:
             method = f"__{mark}{name.rstrip('_')}__"
             setattr(Operand, method, reckoning(name, swap=mark == "r"))
             if name not in ("eq", "ne"):
-                setattr(Remote, method, Remote._refuse)
+                setattr(Proxy, method, Proxy._refuse)
 
 
 _add_operators()

@@ -1,4 +1,4 @@
-"""Plain deep copies of values, as JSON, whose reading cannot run code.
+"""Deep copies of values as JSON, which cannot run code when it is read.
 
 None, bool, int, float, str and values of the types in `KINDS` are copied, to exactly these types: what is a list with
 an `__eq__` of its own here is a list there. Imported by the child processes: the standard library alone.
@@ -22,7 +22,7 @@ def _decimal(number: str | float) -> object:
     return value
 
 
-# By the type's name: parts that it is made of, and how.
+# Type name -> (its parts, how it is made of them).
 KINDS: dict[str, tuple[Callable, Callable]] = {
     "builtins.list": (list.__iter__, lambda *items: list(items)),
     "builtins.tuple": (tuple.__iter__, lambda *items: items),
@@ -53,7 +53,7 @@ MUTABLE = (list, set, dict, bytearray, collections.deque)
 
 
 def pack(value: object, give: Callable[[object], list], stay: tuple[type, ...] = ()) -> object:
-    """A value as JSON; of what is not copied, or is an instance of `stay`, `give` returns what stands for it."""
+    """A value as JSON; `give` returns a reference to a value that is not copied or is an instance of `stay`."""
     if value is None or type(value) in (bool, float, str):
         return value  # as below, at once
     for kind in () if isinstance(value, stay) else type(value).__mro__:
@@ -71,11 +71,7 @@ def pack(value: object, give: Callable[[object], list], stay: tuple[type, ...] =
 
 
 def unpack(packed: object, take: Callable[..., object]) -> object:
-    """The value of a JSON text; `take` has what `give` made of the other end's.
-
-    Raises:
-      Exception: no `pack` made this.
-    """
+    """The inverse of `pack`: `take` resolves the references of `give`. Raises if `pack` made no such text."""
     if not isinstance(packed, list):
         return packed
     name, *parts = packed
@@ -95,11 +91,7 @@ def unpack(packed: object, take: Callable[..., object]) -> object:
 
 
 def replace(target: list | set | dict | bytearray | collections.deque, value: object) -> None:
-    """Makes a mutable object equal to a copy of what became of it.
-
-    Raises:
-      TypeError: it is none, or the copy is of another type.
-    """
+    """Gives a mutable object the content of its changed copy. Raises TypeError if their types do not fit."""
     if not isinstance(target, MUTABLE) or not isinstance(value, MUTABLE) or not isinstance(target, type(value)):
         raise TypeError(f"{type(target).__name__} cannot become {type(value).__name__}")
     target.clear()
