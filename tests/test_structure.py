@@ -45,5 +45,5 @@ def test_every_module_has_a_layer():
 
 
 def test_rewards_import_no_jax():
-    code = "import sys, gvm_jax.rewards; sys.exit('jax' in sys.modules)"
+    code = "import sys, gvm_jax.rewards, gvm_jax.sandbox.python_tests; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent).returncode == 0

@@ -6,6 +6,7 @@ knows the skill but slips, as a pretrained model does; `write_tokenizer` makes t
 """
 
 import functools
+import itertools
 import json
 import pathlib
 import random
@@ -46,10 +47,7 @@ CHAT_TEMPLATE = (
 
 
 def arithmetic_rows(split: str) -> list[dict]:
-    """The problems of a split, in an order mixed over difficulties.
-
-    Args:
-      split: "train" or "test"; no problem is in both, nor twice in one.
+    """The problems of "train" or "test", in an order mixed over difficulties; no problem is in both, nor twice in one.
 
     Returns:
       Rows with "problem" (the sum's text), "answer" (int) and "terms" (their number).
@@ -93,9 +91,6 @@ def write_tokenizer(folder: str | pathlib.Path) -> None:
     The shipped folder is made by
 
         python -c "import gvm_jax.data; gvm_jax.data.write_tokenizer('configs/quickstart_model')"
-
-    Args:
-      folder: made if it is not there; its files of the same names are replaced.
     """
     import tokenizers
 
@@ -144,12 +139,9 @@ def write_tokenizer(folder: str | pathlib.Path) -> None:
         **special_ids,
     }
     generation_config = {"eos_token_id": [ids[END_OF_TURN], ids[END_OF_TEXT]], **special_ids}
-    for name, content in {
-        "tokenizer_config.json": tokenizer_config,
-        "config.json": config,
-        "generation_config.json": generation_config,
-    }.items():
-        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    contents = {"tokenizer_config": tokenizer_config, "config": config, "generation_config": generation_config}
+    for name, content in contents.items():
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _text(terms: tuple[int, ...]) -> str:
@@ -181,8 +173,5 @@ def _problems() -> dict[str, list[tuple[int, ...]]]:
         problems[terms] = None
     # The few shortest problems are used up early in the draw: unshuffled, the last split would have none.
     shuffled = rng.sample(list(problems), k=len(problems))
-    splits, start = {}, 0
-    for split, size in SPLIT_SIZES.items():
-        splits[split] = shuffled[start : start + size]
-        start += size
-    return splits
+    remaining = iter(shuffled)
+    return {split: list(itertools.islice(remaining, size)) for split, size in SPLIT_SIZES.items()}

@@ -33,16 +33,10 @@ def words(problem: str) -> tuple[str, ...]:
 
 
 def contaminated(problems: Sequence[str], benchmark: Sequence[str]) -> np.ndarray:
-    """Which problems are in a benchmark.
+    """Which problems are in a benchmark, bool[len(problems)].
 
-    The time is linear in the words of both, times the number of the benchmark's problems that share an n-gram.
-
-    Args:
-      problems: of the training data.
-      benchmark: problems of the benchmark; one of fewer than `NGRAM` words is found only whole.
-
-    Returns:
-      bool[len(problems)].
+    A benchmark problem of fewer than `NGRAM` words is found only whole. The time is linear in the words of both, times
+    the number of benchmark problems that share an n-gram.
     """
     whole = {sequence for sequence in map(words, benchmark) if sequence}
     holders: dict[tuple[str, ...], list[int]] = collections.defaultdict(list)  # n-gram -> benchmark problems

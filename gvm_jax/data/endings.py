@@ -19,7 +19,7 @@ ANSWER = "The answer."  # an assistant's message, to see what a template writes 
 
 @dataclasses.dataclass(frozen=True)
 class Endings:
-    """Of a model's responses."""
+    """The endings of a model's responses."""
 
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: tuple[int, ...]  # the first of these is a response's last token; ascending
@@ -32,7 +32,6 @@ class Endings:
         return self.tokenizer.decode(response[:end], skip_special_tokens=False)
 
     def __str__(self) -> str:
-        """For the first lines of a run."""
         stops = " or ".join(self.tokenizer.decode([token_id]) or f"the id {token_id}" for token_id in self.stop_ids)
         if self.turn is None:
             return f"a response ends with {stops}; the chat template writes no end of turn behind one"
@@ -74,7 +73,8 @@ def find_endings(
         sorted(stops), tokenizer, vocab_size, where,
         "It can never be sampled: set rollout.stop_tokens to tokens that the model has.",
     )  # fmt: skip
-    special = {token_id for token_id in stops if _is_special(tokenizer, token_id)}
+    added = tokenizer.added_tokens_decoder
+    special = {token_id for token_id in stops if token_id in added and added[token_id].special}
     return Endings(tokenizer, tuple(sorted(stops)), turn, frozenset(ends | special))
 
 
@@ -99,8 +99,3 @@ def _ids_of(names: Sequence[str], tokenizer: "PreTrainedTokenizerBase", model_pa
                 f"Name tokens such as {tokenizer.eos_token!r}, or none to take what the model names."
             )
     return {vocabulary[name] for name in names}
-
-
-def _is_special(tokenizer: "PreTrainedTokenizerBase", token_id: int) -> bool:
-    added = tokenizer.added_tokens_decoder.get(token_id)
-    return added is not None and added.special

@@ -1,4 +1,4 @@
-"""Records of data files and of folders of them, as they are: nothing is checked but that they can be read."""
+"""Reads the records of data files and of folders of them, without a look at their columns."""
 
 import csv
 import gzip
@@ -28,14 +28,10 @@ def is_data_file(path: str | pathlib.PurePath) -> bool:
 
 
 def read_file(file: pathlib.Path, section: str) -> Iterator[dict]:
-    """The records of a file, by the format that its name tells.
-
-    Args:
-      file: it is there.
-      section: config section that names it, for messages.
+    """The records of a file in the format that its name tells; `section` of the config names it, for messages.
 
     Raises:
-      DataError: another format, or it cannot be read as its own.
+      DataError: an unknown format, or a file that cannot be read.
     """
     extension = _extension(file)
     if extension not in _READERS:
@@ -66,12 +62,6 @@ def read_folder(folder: pathlib.Path, subset: str, split: str, section: str) -> 
     the files that have the split as a word of their path (`train-00000-of-00002.parquet`, `test/part1.jsonl`), in the
     order of their names: files of the folder itself, or, if none is meant, those of one folder below it. The subset is
     the name of such a folder; where there is no choice, it is not looked at.
-
-    Args:
-      folder: it is there.
-      subset: "" = the default.
-      split: a word.
-      section: config section that names it, for messages.
 
     Raises:
       DataError: no file is meant, or files of several folders are.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from gvm_jax.data.errors import DataError, by_reason, counted, describe_reasons
-from gvm_jax.data.rendering import holds_the_time, render
+from gvm_jax.data.rendering import render
 from gvm_jax.data.sources import Row
 
 if TYPE_CHECKING:
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 TOO_LONG = "longer than data.max_prompt_tokens"
 UNREADABLE = "reference answer that the verifier cannot read"
-# Where most rows are such ones.
-UNREADABLE_ADVICE = (
+UNREADABLE_ADVICE = (  # where most rows are such ones
     "most references cannot be read: where answers end longer solutions, set data.answer_after or "
     "data.answer_from = boxed; gvm-jax inspect shows rows"
 )
@@ -31,28 +30,17 @@ class PromptSet:
     ids: np.ndarray  # int32[M]: prompt ids kept, ascending
     tokens: list[np.ndarray]  # int32 arrays of at least two tokens, by position in ids
     problems: list[str]  # by position in ids
-    reference_answers: list[str]  # reference answers, by position in ids
+    reference_answers: list[str]  # by position in ids
     num_rows: int  # rows of the data set: statistics are arrays of this size, indexed by prompt id
     dropped: dict[str, list[int]]  # reason -> numbers of the rows dropped for it
     wording: str = ""  # what is around the problems: prompts of the config and the chat template, as JSON
     notes: tuple[str, ...] = ()  # what a person should know of the prompts
 
     def __len__(self) -> int:
-        """The number M of prompts kept."""
         return len(self.ids)
 
     def positions_of(self, prompt_ids: np.ndarray) -> np.ndarray:
-        """Positions in `ids`, `tokens`, `problems` and `reference_answers`.
-
-        Args:
-          prompt_ids: int[...] ids, each kept in this set.
-
-        Returns:
-          int[...] positions.
-
-        Raises:
-          KeyError: an id is not in the set.
-        """
+        """Positions int[...] of ids int[...] in `ids`, `tokens` and so on. Raises KeyError for an id not in the set."""
         positions = np.searchsorted(self.ids, prompt_ids)
         found = self.ids[np.minimum(positions, len(self) - 1)] == prompt_ids
         if not np.all(found):
@@ -70,11 +58,7 @@ class PromptSet:
         return digest.hexdigest()
 
     def drop(self, mask: np.ndarray, reason: str) -> "PromptSet":
-        """The set without some prompts, counted under a reason.
-
-        Args:
-          mask: bool[M], True where a prompt is dropped.
-          reason: the key in `dropped`.
+        """The set without the prompts where `mask` (bool[M]) is True, counted as `dropped[reason]`.
 
         Raises:
           DataError: no prompt would be left.
@@ -137,7 +121,7 @@ def build_prompts(
     notes = []
     if spelling:
         notes.append(f"{counted(spelling)}: the problem spells a special token (as <|im_end|>), encoded as plain text")
-    if holds_the_time(chat_template):
+    if "strftime_now" in chat_template:
         notes.append("the chat template holds the time (strftime_now): prompts are others at another time")
     lengths = np.array([len(ids) for ids in tokens])
     if lengths.min() < 2:
@@ -173,9 +157,7 @@ def repeats(
     """Notes on problems that are there more than once, equal but for white space, and on those with other answers.
 
     Args:
-      ids: numbers of rows; problems and reference answers are in their order.
-      problems: texts.
-      reference_answers: reference answers.
+      ids: numbers of the rows of `problems` and `reference_answers`.
       equivalent: whether the two answers of each pair, different texts, are the same.
     """
     first: dict[str, int] = {}
@@ -193,7 +175,7 @@ def repeats(
 
 
 def describe(prompts: PromptSet) -> list[str]:
-    """What is to be known of a set before it is used, a line each: what was dropped, and the notes."""
+    """Lines for a person: the rows dropped by reason, and the notes."""
     dropped = [f"dropped   {counted(numbers)}: {reason}" for reason, numbers in sorted(prompts.dropped.items())]
     notes = [UNREADABLE_ADVICE] if 2 * len(prompts.dropped.get(UNREADABLE, ())) > prompts.num_rows else []
     return [*dropped, *(f"note      {note}" for note in (*notes, *prompts.notes))]

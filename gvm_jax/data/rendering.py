@@ -75,8 +75,3 @@ def render(
                 "data.user_template and problems that its vocabulary can spell."
             )
     return encoded, [numbers[place] for place in spelling]
-
-
-def holds_the_time(chat_template: str) -> bool:
-    """Whether a chat template asks what time it is, as transformers lets it."""
-    return "strftime_now" in chat_template

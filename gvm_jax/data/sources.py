@@ -97,7 +97,7 @@ def load_rows(
     if len(bad) > (math.ceil(MOST_BAD * len(rows)) if bad_rows == "drop" else 0):
         number, reason = next(iter(bad.items()))
         reasons = by_reason(bad)
-        why = ", as more tell of a wrong file or field" if bad_rows == "drop" else ""
+        why = ", since more of them point to a wrong file or field" if bad_rows == "drop" else ""
         raise DataError(
             f"{where}, row {number} (counted from 0): {reason}. Fix or remove the row: {_shorten(example)}. "
             f"Bad rows, of {len(rows):,}: {describe_reasons(reasons)}. Where problem and answer are in a row is set by "

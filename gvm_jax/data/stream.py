@@ -11,16 +11,17 @@ class PromptStream:
 
     A batch is a function of (prompt ids, prompts_per_step, seed, step) alone, so a run that resumes at a step
     skips and repeats nothing. The prompts left over at an epoch's end wait for the next shuffle.
+
+    Args:
+      prompt_ids: int[M] distinct ids.
+      prompts_per_step: prompts in a batch, candidates included.
+      seed: of the shuffles.
+
+    Raises:
+      DataError: there are fewer prompts than a step needs.
     """
 
     def __init__(self, prompt_ids: np.ndarray, prompts_per_step: int, seed: int):
-        """Raises DataError if there are fewer prompts than a step needs.
-
-        Args:
-          prompt_ids: int[M] distinct ids.
-          prompts_per_step: prompts in a batch, candidates included.
-          seed: of the shuffles.
-        """
         if not 1 <= prompts_per_step <= len(prompt_ids):
             raise DataError(
                 f"prompts_per_step × allocation.prompt_pool = {prompts_per_step}, but there are {len(prompt_ids)} "

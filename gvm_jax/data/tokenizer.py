@@ -43,11 +43,7 @@ def load_tokenizer(path: str) -> "PreTrainedTokenizerBase":
 
 
 def read_model_json(model_path: str, filename: str) -> dict:
-    """A JSON file of a model, {} if it has none; a hub model's is cached as its tokenizer is.
-
-    Raises:
-      DataError: it holds no JSON object.
-    """
+    """A JSON file of a model, {} if it has none. Raises DataError if it holds no JSON object."""
     from transformers.utils import cached_file
 
     local = pathlib.Path(model_path).expanduser()

@@ -12,11 +12,11 @@ _KINDS = {bool: "true or false", int: "a number", float: "a number", Decimal: "a
 
 
 class BadRowError(ValueError):
-    """What a row holds is no problem or no answer; the message is the reason under which such rows are counted."""
+    """A row holds no problem or no answer; the message is the reason under which such rows are counted."""
 
 
 def lookup(record: dict, column: str) -> object:
-    """What a column holds, its own or a nested one; `MISSING` if there is none.
+    """The value of a column, perhaps a nested one; `MISSING` if there is none.
 
     Dots lead into nested columns, numbers into lists. A column that has the whole name is taken first.
     """

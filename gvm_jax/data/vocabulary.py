@@ -15,14 +15,9 @@ if TYPE_CHECKING:
 def textless_ids(
     tokenizer: "PreTrainedTokenizerBase", vocab_size: int, kept: Collection[int] = ()
 ) -> tuple[range, ...]:
-    """The ids of the table that the tokenizer does not have or spells as nothing, ascending.
+    """Ids below `vocab_size` that the tokenizer lacks or decodes to "", but for those in `kept`; ascending.
 
-    Rows that pad the table (Qwen2.5 has 151,936 for 151,665 tokens) and holes in the tokenizer's own range.
-
-    Args:
-      tokenizer: the model's.
-      vocab_size: rows of the embedding table.
-      kept: ids that are left out of the result.
+    They are rows that pad the table (Qwen2.5 has 151,936 for 151,665 tokens) and holes in the tokenizer's own range.
     """
     # Each twice: some decoders drop a blank at the beginning of a text.
     pairs = [[token_id] * 2 for token_id in range(vocab_size)]
@@ -35,14 +30,9 @@ def textless_ids(
 def check_ids(
     ids: Iterable[int], tokenizer: "PreTrainedTokenizerBase", vocab_size: int, where: str, advice: str
 ) -> None:
-    """DataError for the first id that the embedding table has no row for. JAX would read another row in silence.
+    """Raises DataError for the first id without a row in the embedding table, of which JAX would read another row.
 
-    Args:
-      ids: of tokens.
-      tokenizer: the model's.
-      vocab_size: rows of the embedding table.
-      where: what has the tokens, at the beginning of the message.
-      advice: the end of the message.
+    The message begins with `where`, the origin of the ids, and ends with `advice`.
     """
     for token_id in ids:
         if not 0 <= token_id < vocab_size:
@@ -59,14 +49,9 @@ def check_prompts(
     system_prompt: str = "",
     user_template: str = "",
 ) -> None:
-    """DataError for the first prompt with a token that the embedding table has no row for; it names who wrote it.
+    """Raises DataError for the first prompt with a token without a row in the embedding table of `vocab_size` rows.
 
-    Args:
-      prompts: whose tokens are looked at.
-      tokenizer: the model's.
-      vocab_size: rows of the embedding table.
-      system_prompt: that the prompts were made with.
-      user_template: that the prompts were made with.
+    The message names the origin of the token: the problem, `system_prompt`, `user_template` or the chat template.
     """
     for row, tokens, problem in zip(prompts.ids, prompts.tokens, prompts.problems, strict=True):
         if tokens.max() < vocab_size:

@@ -14,7 +14,7 @@ from gvm_jax.sandbox.runner import Outcome, remove, run
 
 _DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom)
 _TAGS = ("python", "py", "python3")
-_SPARE_SECONDS = 10.0  # of a worker, beyond the program's: to start, to end and to remove its folder
+_SPARE_SECONDS = 10.0  # beyond the program's own: the worker starts it, ends it and removes its folder
 _ATTEMPTS = """
 import ctypes, os, signal, socket, subprocess, threading
 def thread():
@@ -59,18 +59,13 @@ class PythonTests(Verifier):
 
     @property
     def worker_seconds(self) -> float:
-        """More than a program has: the worker ends it and removes what it left."""
         return self.limits.deadline_seconds + _SPARE_SECONDS
 
     def answer(self, text: str) -> str | None:
         return last_program(text)
 
     def start(self) -> None:
-        """Lets a program try what it must not do.
-
-        Raises:
-            RuntimeError: something is missing on this machine, or something worked.
-        """
+        """Runs a program that tries to escape. Raises RuntimeError if it can, or cannot be run confined at all."""
         where = "rewards.function = 'python_tests'"
         if sys.platform != "linux":
             raise RuntimeError(
@@ -89,11 +84,7 @@ class PythonTests(Verifier):
             )
 
     def check(self, answer: str, reference: str) -> Grade:
-        """1 if all tests pass, else 0.
-
-        Raises:
-            RuntimeError: the tests can tell nothing, whatever the program.
-        """
+        """1 if all tests pass, else 0. Raises RuntimeError if the tests cannot judge any program."""
         outcome = self._run(answer, reference, self.limits.deadline_seconds)
         if outcome.verdict == "broken":
             raise RuntimeError(outcome.reason)

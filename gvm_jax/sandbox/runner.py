@@ -33,14 +33,14 @@ class Outcome(NamedTuple):
 
 
 def run(program: str, tests: Tests, root: str, seconds: float, memory_bytes: int) -> Outcome:
-    """Whether the tests pass.
+    """Runs a program, the text of a Python module, against tests.
 
     Args:
-      program: text of a Python module.
+      program: its text.
       tests: they end without an exception if the program is right.
-      root: folder to make the program's own in; that one is removed in the end.
-      seconds: for both to start and to end.
-      memory_bytes: of each of the two.
+      root: folder in which the program's own is made and removed again.
+      seconds: for both processes to start and to end.
+      memory_bytes: limit of each process.
 
     Raises:
       Unprotected: this machine cannot confine a process; the message tells why and what to do.

@@ -85,16 +85,11 @@ def test_names_with_other_columns_are_evaluated_together(hub, tmp_path):
 @pytest.mark.parametrize(
     ("section", "field", "value"),
     [
-        ("data", "problem_column", "problem"),
-        ("data", "answer_column", "answer"),
-        ("data", "answer_after", "####"),
-        ("data", "answer_from", "column"),
-        ("data", "subset", "main"),
-        ("data", "split", "test"),
-        ("evaluation", "subset", "main"),
-        ("evaluation", "split", "train"),
+        ("data", "problem_column", "problem"), ("data", "answer_column", "answer"), ("data", "answer_after", "####"),
+        ("data", "answer_from", "column"), ("data", "subset", "main"), ("data", "split", "test"),
+        ("evaluation", "subset", "main"), ("evaluation", "split", "train"),
     ],
-)
+)  # fmt: skip
 def test_what_a_name_brings_is_not_overridden_in_silence(section, field, value, hub):
     config = make_config(**{f"{section}__path": "gsm8k", f"{section}__{field}": value})
     with pytest.raises(
@@ -102,11 +97,6 @@ def test_what_a_name_brings_is_not_overridden_in_silence(section, field, value, 
     ):
         load_config_rows(config, section, "gsm8k")
     assert hub == []
-
-
-def test_columns_of_the_training_data_leave_a_named_benchmark_alone(hub):
-    config = make_config(data__path="mine.jsonl", data__problem_column="q", evaluation__path="gsm8k")
-    assert load_config_rows(config, "evaluation", "gsm8k") == [Row("?", r"\frac{2}{3}")]
 
 
 def test_a_name_that_the_hub_does_not_know_is_told_the_known_ones(monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 from tokenizers import pre_tokenizers
 
 from gvm_jax.data import DataError, Row, build_prompts, load_tokenizer
+from tests.data.conftest import CHATML
 
 ROWS = [Row("1+1?", "2"), Row("What is {x} if x = 3? " * 5, "3"), Row("Sum \\frac{1}{2}", "1/2")]
 BYTE_IDS = {symbol: i for i, symbol in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
@@ -36,12 +37,7 @@ def test_prompts_are_the_chat_template_with_no_special_token_twice(tokenizer):
     )
 
 
-def test_an_empty_system_prompt_gives_no_system_message(tokenizer):
-    prompts = build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
-    assert prompts.tokens[0].tolist() == user_turn("1+1?")
-
-
-def test_braces_in_template_and_problem_are_kept(tokenizer):
+def test_an_empty_system_prompt_gives_no_system_message_and_braces_are_kept(tokenizer):
     prompts = build_prompts(ROWS, tokenizer, "", "Put {problem} in \\boxed{}.", 1000)
     assert prompts.tokens[2].tolist() == user_turn("Put Sum \\frac{1}{2} in \\boxed{}.")
 
@@ -76,26 +72,20 @@ def test_drop_adds_up_reasons_and_refuses_to_drop_all(tokenizer):
         prompts.drop(np.array([True]), "other")
 
 
-def test_a_limit_below_every_prompt_is_an_error_with_the_shortest_length(tokenizer):
-    with pytest.raises(DataError, match=rf"max_prompt_tokens = 5.*{len(user_turn('1+1?'))} tokens"):
-        build_prompts(ROWS, tokenizer, "", "{problem}", 5)
-
-
-def test_a_tokenizer_without_chat_template_is_an_error_that_says_what_to_do(tokenizer):
-    tokenizer.chat_template = None
-    with pytest.raises(DataError, match=r"no chat template.*chat_template.jinja"):
-        build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
-
-
-def test_a_user_template_without_the_problem_is_an_error(tokenizer):
-    with pytest.raises(DataError, match=r"data.user_template = 'Solve \{question\}'"):
-        build_prompts(ROWS, tokenizer, "", "Solve {question}", 1000)
-
-
-def test_a_template_that_refuses_the_messages_is_an_error_with_its_reason(tokenizer):
-    tokenizer.chat_template = "{{ raise_exception('no system role here') }}"
-    with pytest.raises(DataError, match=r"no system role here.*data.system_prompt"):
-        build_prompts(ROWS, tokenizer, "Be brief.", "{problem}", 1000)
+@pytest.mark.parametrize(
+    ("template", "user", "limit", "words"),
+    [
+        (CHATML, "{problem}", 5, rf"max_prompt_tokens = 5.*{len(user_turn('1+1?'))} tokens"),
+        (None, "{problem}", 1000, r"no chat template.*chat_template.jinja"),
+        (CHATML, "Solve {question}", 1000, r"data.user_template = 'Solve \{question\}'"),
+        ("{{ raise_exception('no roles here') }}", "{problem}", 1000, r"no roles here.*data.system_prompt"),
+        ("{{ messages[0].content[:1] }}", "{problem}", 1000, r"Row 0 .*1 tokens; at least 2"),
+    ],
+)
+def test_prompts_that_cannot_be_made_are_errors_that_say_what_to_do(tokenizer, template, user, limit, words):
+    tokenizer.chat_template = template
+    with pytest.raises(DataError, match=words):
+        build_prompts(ROWS, tokenizer, "", user, limit)
 
 
 def test_characters_outside_the_vocabulary_are_an_error_not_a_shorter_prompt(chat_folder):
@@ -105,13 +95,6 @@ def test_characters_outside_the_vocabulary_are_an_error_not_a_shorter_prompt(cha
     file.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"Row 0 .*loses characters.*1\+1\?"):
         build_prompts(ROWS, load_tokenizer(str(chat_folder)), "", "{problem}", 1000)
-
-
-def test_a_prompt_of_one_token_is_an_error(tokenizer):
-    tokenizer.chat_template = "{{ messages[0].content }}"
-    rows = [Row("12", "12"), Row("7", "7")]
-    with pytest.raises(DataError, match=r"Row 1 .*1 tokens; at least 2"):
-        build_prompts(rows, tokenizer, "", "{problem}", 1000)
 
 
 def test_dropped_rows_are_not_rendered(tokenizer):
@@ -125,9 +108,7 @@ def test_dropped_rows_are_not_rendered(tokenizer):
 
 def test_a_template_that_holds_the_time_is_noted_and_gives_equal_sets(tokenizer):
     def build(now):
-        tokenizer.chat_template = "{{ now }}{{ strftime_now('%Y') }}: {{ messages[0].content }}".replace(
-            "{{ now }}", now
-        )
+        tokenizer.chat_template = now + "{{ strftime_now('%Y') }}: {{ messages[0].content }}"
         return build_prompts(ROWS, tokenizer, "", "{problem}", 1000)
 
     prompts = build("")

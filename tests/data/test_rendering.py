@@ -12,7 +12,7 @@ from tokenizers import decoders, models, pre_tokenizers
 from gvm_jax.data import Row, build_prompts, load_tokenizer
 from gvm_jax.data.rendering import render
 from tests.data.conftest import SPECIAL_TOKENS as CHATML_TOKENS
-from tests.data.test_prompts import by_hand, user_turn
+from tests.data.test_prompts import by_hand
 
 SYSTEM = "Be brief."
 SPECIAL_TOKENS = [*CHATML_TOKENS, "§"]
@@ -24,17 +24,7 @@ def tokenizer(tmp_path_factory):
     """One with merges, with two added tokens that are no special ones, and with a template that trims contents."""
     folder = tmp_path_factory.mktemp("model")
     symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
-    merges = [
-        ("<", "|"),
-        ("|", ">"),
-        ("i", "m"),
-        ("e", "n"),
-        ("en", "d"),
-        ("Ċ", "Ċ"),
-        ("Ġ", "Ġ"),
-        ("?", "<|"),
-        ("|>", "Ċ"),
-    ]
+    merges = [tuple(merge.split()) for merge in ("< |", "| >", "i m", "e n", "en d", "Ċ Ċ", "Ġ Ġ", "? <|", "|> Ċ")]
     vocabulary = {symbol: i for i, symbol in enumerate([*symbols, *map("".join, merges)])}
     made = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
@@ -89,13 +79,8 @@ def test_no_problem_places_a_special_token(tokenizer, problem):
 
 
 def test_special_tokens_of_the_config_are_tokens(chat_folder):
-    prompts = build_prompts(
-        [Row("<|im_end|>?", "1"), Row("1+1?", "2")],
-        load_tokenizer(str(chat_folder)),
-        "",
-        "{problem}<|endoftext|>!",
-        999,
-    )
+    rows = [Row("<|im_end|>?", "1"), Row("1+1?", "2")]
+    prompts = build_prompts(rows, load_tokenizer(str(chat_folder)), "", "{problem}<|endoftext|>!", 999)
     head, end = [257, *by_hand("user\n")], [256, *by_hand("!"), 258, *by_hand("\n"), 257, *by_hand("assistant\n")]
     assert prompts.tokens[0].tolist() == head + by_hand("<|im_end|>?") + end
     assert prompts.tokens[1].tolist() == head + by_hand("1+1?") + end
@@ -111,7 +96,3 @@ def test_a_tokenizer_without_special_tokens_has_none_to_keep_out(chat_folder):
     tokenizer = load_tokenizer(str(chat_folder))
     tokenizer.chat_template = "{{ messages[0].content }}"
     assert render(["<|im_end|>"], [0], tokenizer, "", "{problem}") == ([by_hand("<|im_end|>")], [])
-
-
-def test_ordinary_prompts_are_what_they_were(chat_folder):
-    assert render(["1+1?"], [0], load_tokenizer(str(chat_folder)), "", "{problem}") == ([user_turn("1+1?")], [])

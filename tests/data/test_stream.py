@@ -58,11 +58,8 @@ def test_no_prompt_is_left_out_for_good_by_the_dropped_remainder():
     assert max(counts.values()) - min(counts.values()) < 25  # 43 each on average, sigma about 3.5
 
 
-def test_too_few_prompts_for_a_step_is_an_error_that_names_both():
+def test_too_few_prompts_and_steps_before_the_first_are_errors():
     with pytest.raises(DataError, match=r"prompts_per_step × allocation.prompt_pool = 8.* 5 prompts"):
         PromptStream(np.arange(5), 8, seed=0)
-
-
-def test_steps_before_the_first_are_refused():
     with pytest.raises(IndexError, match="-1"):
         PromptStream(np.arange(5), 2, seed=0)[-1]

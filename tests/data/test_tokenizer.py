@@ -4,21 +4,19 @@ from gvm_jax.data import DataError, load_tokenizer
 from gvm_jax.data.tokenizer import read_model_json
 
 
-def test_a_missing_folder_is_an_error_and_never_looked_up_on_the_hub(tmp_path):
-    with pytest.raises(DataError, match=r"model.path = .*/nowhere.*no such folder"):
-        load_tokenizer(str(tmp_path / "nowhere"))
-
-
-def test_a_folder_without_tokenizer_json_is_an_error_that_lists_what_is_there(tmp_path):
-    (tmp_path / "model.safetensors").touch()
-    with pytest.raises(DataError, match=r"no tokenizer.json.*model.safetensors"):
-        load_tokenizer(str(tmp_path))
-
-
-def test_a_broken_tokenizer_json_is_a_data_error(tmp_path):
-    (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(DataError, match=r"model.path"):
-        load_tokenizer(str(tmp_path))
+@pytest.mark.parametrize(
+    ("files", "words"),
+    [
+        (None, "model.path = .*no such folder"),
+        ({"model.safetensors": ""}, "no tokenizer.json.*model.safetensors"),
+        ({"tokenizer.json": "{}"}, "model.path"),
+    ],
+)
+def test_a_folder_that_holds_no_tokenizer_is_an_error_and_never_looked_up_on_the_hub(tmp_path, files, words):
+    for name, content in (files or {}).items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(DataError, match=words):
+        load_tokenizer(str(tmp_path if files else tmp_path / "nowhere"))
 
 
 @pytest.mark.parametrize(("content", "problem"), [("{", "is no JSON"), ("[1]", "holds no JSON object")])

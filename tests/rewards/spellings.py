@@ -152,42 +152,27 @@ def _main(paths: list[str]) -> None:
 
     for path in paths:
         references = list(dict.fromkeys(references_of(path)))
-        right = [(name, text, reference) for reference in references for name, text in spellings(reference).items()]
+        right = [(text, reference, name) for reference in references for name, text in spellings(reference).items()]
         wrong = others(references, 4000)
         for function in ("math", "math_verify"):
             with Grader(function, 0, 5.0, 1024, 1.0) as grader:
+
+                def scores(cases):
+                    verdicts = grader.grade([rf"\boxed{{{case[0]}}}" for case in cases], [case[1] for case in cases])
+                    return [verdict.score for verdict in verdicts]
+
                 start = time.monotonic()
-                verdicts = grader.grade(
-                    [rf"\boxed{{{text}}}" for _, text, _ in right], [reference for *_, reference in right]
-                )
+                missed = [case for case, score in zip(right, scores(right), strict=True) if not score]
                 seconds = time.monotonic() - start
-                paid = grader.grade([rf"\boxed{{{text}}}" for text, _ in wrong], [reference for _, reference in wrong])
-            missed = collections.Counter(
-                name for (name, *_), verdict in zip(right, verdicts, strict=True) if not verdict.score
-            )
+                paid = [case for case, score in zip(wrong, scores(wrong), strict=True) if score > 0]
             print(
-                f"{path} {function}: {1 - missed.total() / len(right):.4f} of {len(right):,} spellings of "
-                f"{len(references):,} references accepted, {sum(v.score > 0 for v in paid)} of {len(paid):,} "
-                f"answers of other rows; {len(right) / seconds:,.0f} answers a second"
+                f"{path} {function}: {1 - len(missed) / len(right):.4f} of {len(right):,} spellings of "
+                f"{len(references):,} references accepted, {len(paid)} of {len(wrong):,} answers of other rows; "
+                f"{len(right) / seconds:,.0f} answers a second"
             )
-            print("  missed:", dict(missed.most_common(60)))
+            print("  missed:", dict(collections.Counter(name for *_, name in missed).most_common(60)))
             if function == "math":
-                for (name, text, reference), verdict in zip(right, verdicts, strict=True):
-                    if not verdict.score:
-                        print(
-                            "   ",
-                            name,
-                            "|",
-                            text,
-                            "|",
-                            reference,
-                            "|",
-                            verdict.status.value,
-                            verdict.reason[:80],
-                        )
-                for (text, reference), verdict in zip(wrong, paid, strict=True):
-                    if verdict.score > 0:
-                        print("    PAID", text, "|", reference)
+                print(*(f"    missed {case}" for case in missed), *(f"    paid {case}" for case in paid), sep="\n")
 
 
 if __name__ == "__main__":

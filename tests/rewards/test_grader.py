@@ -3,9 +3,10 @@
 import time
 
 import numpy as np
+import psutil
 import pytest
 
-from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure
+from gvm_jax.rewards import Grader, Status, Verdict, VerifierFailure, grade
 
 DEADLINE = 1.5
 SOURCE = """
@@ -103,10 +104,7 @@ def test_parses_tells_which_references_the_verifier_reads():
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
-        (
-            {"function": "maths"},
-            "rewards.function = 'maths': must be one of exact, math, math_verify, python_tests, or",
-        ),
+        ({"function": "maths"}, "function = 'maths': must be one of exact, math, math_verify, python_tests, or"),
         ({"workers": -1}, "rewards.workers = -1"),
         ({"deadline_seconds": 0.0}, "rewards.deadline_seconds = 0.0"),
         ({"memory_mib": 0}, "rewards.memory_mib = 0"),
@@ -121,3 +119,11 @@ def test_arguments_out_of_range_are_refused_by_name(arguments, field):
 def test_texts_and_references_must_pair_up(grader):
     with pytest.raises(ValueError):
         grader.grade(["1"], ["1", "2"])
+
+
+def test_grade_needs_no_grader_and_leaves_no_process():
+    before = set(psutil.Process().children(recursive=True))
+    verdicts = grade(["7", "8", "die"], ["7", "7", "7"], function="scripted_reward:score", workers=1)
+    assert [verdict.status for verdict in verdicts] == [Status.CORRECT, Status.WRONG, Status.ERROR]
+    assert grade([r"so \boxed{\sqrt{8}}"], [r"2\sqrt{2}"], workers=1)[0].score == 1.0
+    assert set(psutil.Process().children(recursive=True)) <= before

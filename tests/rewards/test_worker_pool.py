@@ -35,15 +35,8 @@ def run_script(folder, arguments, source, **options):
     """Starts Python on a script that is its `__main__`."""
     (folder / "script.py").write_text(source)
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{REPOSITORY}"}
-    return subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=folder,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        **options,
-    )
+    options |= {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([sys.executable, *arguments], cwd=folder, env=environment, **options)
 
 
 def test_a_deadline_counts_neither_the_queue_nor_the_start_of_a_worker(pool):
@@ -208,7 +201,5 @@ if __name__ == "__main__":
     WorkerPool(1, 5.0, 512, bool)
     os._exit(3)
 """
-    (tmp_path / "script.py").write_text(source)
-    environment = {**os.environ, "PYTHONPATH": REPOSITORY}
-    done = subprocess.run([sys.executable, tmp_path / "script.py"], env=environment, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (3, "")
+    script = run_script(tmp_path, ["script.py"], source)
+    assert (*script.communicate(timeout=60), script.returncode) == ("", "", 3)

@@ -118,22 +118,8 @@ WRONG = {
         "assert f(1) == 1"),
     "a crash": ("import ctypes\ndef f(x): ctypes.string_at(0)", "assert f(1) == 1"),
     "printing": ("print('passed')\ndef f(x): print('[\"passed\", \"\"]')", "assert f(1) == 1"),
-    "equal to everything": (
-        "class A:\n    def __eq__(s, o): return True\n    def __sub__(s, o): return 0.0\n    __rsub__ = __sub__\n"
-        "    def __contains__(s, o): return True\n    def __lt__(s, o): return True\n    def __abs__(s): return 0.0\n"
-        "def f(x): return A()", "assert f(1) == 1"),
-    "near to everything": (
-        "class A:\n    def __sub__(s, o): return 0.0\n    __rsub__ = __sub__\ndef f(x): return A()",
-        "assert abs(f(1) - 1) < 1"),
     "holds everything": ("class A:\n    def __contains__(s, o): return True\ndef f(x): return A()",
         "assert 1 in f(1)"),
-    "less than everything": ("class A:\n    def __lt__(s, o): return True\ndef f(x): return A()", "assert f(1) < 1"),
-    "a list equal to everything": (
-        "class A(list):\n    def __eq__(s, o): return True\n    __ne__ = __eq__\ndef f(x): return A()",
-        "assert f(1) == [1]"),
-    "an int equal to everything": (
-        "class A(int):\n    def __eq__(s, o): return True\n    __hash__ = None\ndef f(x): return A(7)",
-        "assert f(1) == 1"),
     "another len": ("import builtins\nbuiltins.len = lambda x: 3\nlen = builtins.len\ndef f(x): return []",
         "assert len(f(1)) == 3"),
     "another abs": ("def abs(x): return 0\ndef f(x): return 9", "assert abs(f(1) - 1) < 0.5"),

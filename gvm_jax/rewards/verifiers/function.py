@@ -41,19 +41,11 @@ class Function(Verifier):
         return text
 
     def start(self) -> None:
-        """Imports the function.
-
-        Raises:
-            RuntimeError: it cannot be imported, or is no function.
-        """
+        """Imports the function; raises RuntimeError if it cannot be imported or is no function."""
         _load(self.path)
 
     def check(self, answer: str, reference: str) -> Grade:
-        """The grade that the function gives.
-
-        Raises:
-            RuntimeError: the function raised, or returned what is no grade of one text.
-        """
+        """The grade that the function gives; raises RuntimeError if it raised or returned no grade of one text."""
         function = _load(self.path)
         try:
             returned = function([answer], [reference])
@@ -85,15 +77,13 @@ def _load(path: str) -> Callable[..., Any]:
     for part in name.split("."):
         found = getattr(found, part, None)
     if not callable(found):
-        raise RuntimeError(f"{where}: the module {module!r} ({_file(module)}) has no function {name!r}")
+        file = getattr(sys.modules[module], "__file__", None) or "no file"
+        raise RuntimeError(f"{where}: the module {module!r} ({file}) has no function {name!r}")
     return found
 
 
-def _file(module: str) -> str:
-    return getattr(sys.modules[module], "__file__", None) or "no file"
-
-
 def _grade(path: str, grade: Any) -> Grade:
+    shown = _show(grade)
     paired = isinstance(grade, tuple | list) and len(grade) == 2
     value, name = grade if paired else (grade, None)
     try:
@@ -101,18 +91,16 @@ def _grade(path: str, grade: Any) -> Grade:
     except (TypeError, ValueError):
         score = math.nan
     if not -1 <= score <= 1:  # not NaN either
-        raise RuntimeError(
-            f"{path} returned the grade {_show(grade)}; a score is a number from -1 to 1, accepted above 0"
-        )
+        raise RuntimeError(f"{path} returned the grade {shown}; a score is a number from -1 to 1, accepted above 0")
     if not paired:
         return score, Status.CORRECT if score > 0 else Status.WRONG
     names = {status.value: status for status in Status}
     if name not in names:
-        raise RuntimeError(f"{path} returned the grade {_show(grade)}; a status is one of {', '.join(names)}")
+        raise RuntimeError(f"{path} returned the grade {shown}; a status is one of {', '.join(names)}")
     status = names[name]
     if (score > 0) != (status is Status.CORRECT) or (score and status in FAILURES):
         raise RuntimeError(
-            f"{path} returned the grade {_show(grade)}; 'correct' goes with a score above 0, and no other status does; "
+            f"{path} returned the grade {shown}; 'correct' goes with a score above 0, and no other status does; "
             f"{' and '.join(repr(status.value) for status in FAILURES)} go with 0"
         )
     return score, status

@@ -62,11 +62,7 @@ class Mathematics(Verifier):
         return decide(answer, reference)
 
     def start(self) -> None:
-        """Loads and tries math-verify.
-
-        Raises:
-            RuntimeError: math-verify does not work here; with a broken parser it rejects every answer.
-        """
+        """Tries math-verify: with a broken parser it would reject every answer. Raises RuntimeError then."""
         quiet_math_verify()
         if not equivalent(r"\sqrt{8}", r"2\sqrt{2}"):
             raise RuntimeError(r"math-verify does not accept \sqrt{8} for 2\sqrt{2}: reinstall math-verify, antlr4")
@@ -118,11 +114,9 @@ def decide(answer: str, reference: str) -> bool | None:
 
 
 def number_with_unit(text: str, attached: bool = True) -> Number | None:
-    """The number that a canonical text is, with a unit behind it or without one; None if it is something else.
+    """The number, with or without a unit, that a canonical text is; None if it is no number.
 
-    Args:
-        text: an answer, a reference, or a side of an equation.
-        attached: whether letters right after the number may be a unit, as in `units.is_unit`.
+    Letters right after the number are a unit only if `attached`, as in `units.is_unit`.
     """
     if _TEXT.fullmatch(text):  # \text{25 dollars}
         text = text[len(r"\text{") : -1]
@@ -183,7 +177,7 @@ def _value(number: sympy.Expr) -> sympy.Expr:
 
 
 def _parts(expression: sympy.Basic) -> list:
-    """The members of a tuple or set, in an order of their values, and the entries of a matrix."""
+    """The members of a tuple or set, the latter sorted by value, or the entries of a matrix."""
     if isinstance(expression, sympy.MatrixBase):
         return list(expression.flat())
     if isinstance(expression, sympy.FiniteSet):
@@ -198,11 +192,9 @@ def _order(part: sympy.Basic) -> tuple:
 
 
 def _with_last_variable(text: str, reference: str | None = None) -> str:
-    """A text whose last letters, if they are no unit, are in braces: math-verify takes 3t for 3 tons, and so for 3.
+    """Puts the last letters of a canonical text in braces if they are no unit: math-verify reads 3t as 3 tons, so 3.
 
-    Args:
-        text: an answer or a reference, a canonical text.
-        reference: of an answer; letters that its reference does not have may be a unit.
+    In an answer, letters that its `reference` lacks may be a unit.
     """
     match = _LAST_LETTERS.search(text)
     name = match[1] if match else ""
