@@ -141,45 +141,58 @@ def _rounds(decimal: Number, exact: Number) -> bool:
 
 def _unsigned(text: str) -> tuple[Number, str] | None:
     """A number without a sign at the start of a text, and the rest."""
-    if match := _BASE.match(text):
-        base = int(match[2] or match[3] or _BASE_NAMES.index(match[4]) + 2)
-        try:
-            return Number(Fraction(int(match[1], base)), False), text[match.end() :]
-        except ValueError:  # a digit that the base has not, or no base
-            return None
-    for pattern in (_MIXED, _QUOTIENT, _FRACTION):
-        if match := pattern.match(text):
-            break
-    if match and pattern is _MIXED:
-        whole, numerator, denominator = _plain(match[1]), int(match[2] or match[4]), int(match[3] or match[5])
-        if not numerator < denominator:
-            return None
-        return Number(whole + Fraction(numerator, denominator), False), text[match.end() :]
-    if match:
-        numerator, denominator = _plain(match[1]), _plain(match[2])
-        return (Number(numerator / denominator, False), text[match.end() :]) if denominator else None
-    if match := _POWER_OF_TEN.match(text):
-        power = int(match["power"] or match["bare_power"])
-        return (Number(Fraction(10) ** power, False), text[match.end() :]) if abs(power) <= MAX_EXPONENT else None
-    match = _DECIMAL.match(text)
-    if not (match["whole"] or match["part"]):
+    pattern, read = next((pattern, read) for pattern, read in _NOTATIONS if pattern.match(text))
+    match = pattern.match(text)
+    number = read(match)
+    return (number, text[match.end() :]) if number else None
+
+
+def _in_base(match: re.Match) -> Number | None:
+    base = int(match[2] or match[3] or _BASE_NAMES.index(match[4]) + 2)
+    try:
+        return Number(Fraction(int(match[1], base)), False)
+    except ValueError:  # a digit that the base lacks, or no base
         return None
-    return _decimal(match, text[match.end() :])
 
 
-def _decimal(match: re.Match, rest: str) -> tuple[Number, str] | None:
+def _mixed(match: re.Match) -> Number | None:
+    numerator, denominator = int(match[2] or match[4]), int(match[3] or match[5])
+    return Number(_plain(match[1]) + Fraction(numerator, denominator), False) if numerator < denominator else None
+
+
+def _quotient(match: re.Match) -> Number | None:
+    numerator, denominator = _plain(match[1]), _plain(match[2])
+    return Number(numerator / denominator, False) if denominator else None
+
+
+def _power_of_ten(match: re.Match) -> Number | None:
+    power = int(match["power"] or match["bare_power"])
+    return Number(Fraction(10) ** power, False) if abs(power) <= MAX_EXPONENT else None
+
+
+def _decimal(match: re.Match) -> Number | None:
     whole, part = re.sub(r"[ ,']", "", match["whole"] or ""), match["part"] or ""
     power = int(match["e"] or match["power"] or match["bare_power"] or 0)
-    if abs(power) > MAX_EXPONENT:
+    if not (whole or part) or abs(power) > MAX_EXPONENT:
         return None
-    value = Fraction(int((whole + part) or "0"), 10 ** len(part))
+    value = Fraction(int(whole + part), 10 ** len(part))
     repeated = match["bar"] or match["bare_bar"] or match["round"]
     if repeated:
         value += Fraction(int(repeated), (10 ** len(repeated) - 1) * 10 ** len(part))
     places = None if repeated or not part else len(part) - power
-    figures = len((whole + part).lstrip("0"))
-    return Number(value * Fraction(10) ** power, False, places, figures), rest
+    return Number(value * Fraction(10) ** power, False, places, figures=len((whole + part).lstrip("0")))
 
 
 def _plain(text: str) -> Fraction:
     return Fraction(re.sub(r"[ ,']", "", text))
+
+
+# The first that matches reads the number; a decimal matches every text.
+_NOTATIONS = (
+    (_BASE, _in_base),
+    (_MIXED, _mixed),
+    (_QUOTIENT, _quotient),
+    (_FRACTION, _quotient),
+    (_POWER_OF_TEN, _power_of_ten),
+    (_DECIMAL, _decimal),
+)

@@ -39,6 +39,8 @@ def test_the_quickstart_model_stops_at_both_ends():
     assert str(endings) == (
         "a response ends with <|endoftext|> or <|im_end|>; the chat template writes no end of turn behind one"
     )
+    added = endings_of(QUICKSTART, ("\\boxed{", "<|im_end|>"), vocab_size=24)  # not special: it has a text
+    assert added.text(added.tokenizer("7;\\boxed{<|im_end|>", return_tensors="np")["input_ids"][0]) == "7;\\boxed{"
 
 
 ROLES = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}BEHIND{% endfor %}"
