@@ -1,4 +1,4 @@
-"""Where a response ends: the tokens that end sampling, and the text that is graded."""
+"""The end of a response: the tokens that stop sampling, and the text that is graded."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -23,11 +23,11 @@ class Endings:
 
     tokenizer: "PreTrainedTokenizerBase"
     stop_ids: tuple[int, ...]  # the first of these is a response's last token; ascending
-    turn: int | None  # what the chat template writes behind an assistant's message; None = no such token
+    turn: int | None  # token that the chat template writes behind an assistant's message; None = no such token
     text_ends: frozenset[int]  # the text ends before the first of these
 
     def text(self, response: Int[np.ndarray, " n"]) -> str:
-        """What a response spells up to its end of turn, other special tokens included: the text that is graded."""
+        """The text of a response that is graded: up to its end of turn, other special tokens included."""
         end = next((at for at, token_id in enumerate(response) if int(token_id) in self.text_ends), len(response))
         return self.tokenizer.decode(response[:end], skip_special_tokens=False)
 

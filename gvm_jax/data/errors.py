@@ -18,7 +18,7 @@ def names(items: Iterable[object]) -> str:
 
 
 def counted(numbers: Collection[int]) -> str:
-    """How many rows, and which come first: "1 (row 8)" or "1,200 (rows 3, 4, 7, ...)"."""
+    """The number of rows, and the first of them: "1 (row 8)" or "1,200 (rows 3, 4, 7, ...)"."""
     first = ", ".join(str(number) for number in list(numbers)[:_NUMBERS])
     more = ", ..." if len(numbers) > _NUMBERS else ""
     return f"{len(numbers):,} (row{'s' * (len(numbers) != 1)} {first}{more})"
@@ -33,5 +33,5 @@ def by_reason(reasons: Mapping[int, str]) -> dict[str, list[int]]:
 
 
 def describe_reasons(numbers: Mapping[str, Collection[int]]) -> str:
-    """How many rows there are of each reason, and which come first."""
+    """The number of rows of each reason, and the first of them."""
     return "; ".join(f"{counted(rows)}: {reason}" for reason, rows in numbers.items())

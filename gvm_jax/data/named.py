@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 
 class Named(NamedTuple):
-    """Where a data set is on the hub and what of it is read; fields as in `load_rows`."""
+    """The place of a data set on the hub, and the columns that are read; fields as in `load_rows`."""
 
     path: str
     train: str  # split to train on

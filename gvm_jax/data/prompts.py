@@ -33,8 +33,8 @@ class PromptSet:
     reference_answers: list[str]  # by position in ids
     num_rows: int  # rows of the data set: statistics are arrays of this size, indexed by prompt id
     dropped: dict[str, list[int]]  # reason -> numbers of the rows dropped for it
-    wording: str = ""  # what is around the problems: prompts of the config and the chat template, as JSON
-    notes: tuple[str, ...] = ()  # what a person should know of the prompts
+    wording: str = ""  # the text around the problems, from config and chat template, as JSON
+    notes: tuple[str, ...] = ()  # remarks for a person
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -1,6 +1,6 @@
-"""What a response's text says its final answer is.
+"""Extracts the final answer from the text of a response.
 
-Pure functions in linear time: a response is whatever the policy sampled, at any length.
+Pure functions that take linear time: a response is whatever the policy sampled, at any length.
 """
 
 import re
@@ -15,7 +15,7 @@ _FINAL = re.compile(r"\banswer(?: is\b|\*{0,2}:)|####", re.IGNORECASE)
 
 
 def after_thinking(text: str) -> str:
-    """What follows the last `</think>`; "" where a `<think>` is not closed, the text itself where there is none.
+    """The text after the last `</think>`, "" if a `<think>` is not closed, the whole text if there is none.
 
     A response that was cut off while it was thinking has no answer, whatever it considered.
     """
@@ -29,12 +29,9 @@ def extract_boxed(text: str) -> str | None:
     The last is the one that opens last, so of nested boxes the inner one, as in math-verify. Escaped braces
     (`\{`) are text. `\boxed 7` is a box too. Boxes in a `<think>` do not count.
 
-    Args:
-        text: a response of any length; the time is linear in it.
-
     Returns:
-        The content, "" for an empty box, None without a box, or where the last one is never closed: an earlier one is
-        not what the response ends on.
+        The content, "" for an empty box, None without a box or if the last one is never closed: the response does not
+        end on an earlier one.
     """
     text = after_thinking(text)
     open_braces: list[tuple[int, bool]] = []  # where the content starts, and whether the brace is a box's
@@ -57,9 +54,6 @@ def final_answer(text: str) -> str | None:
 
     The phrases are those of zero-shot chains of thought (arXiv 2205.11916) and of GSM8K (arXiv 2110.14168). Where
     nothing follows in the line, the next one that holds something counts.
-
-    Args:
-        text: a response of any length; the time is linear in it.
 
     Returns:
         The answer without white space around it, "" where nothing follows, None without a box or a phrase.

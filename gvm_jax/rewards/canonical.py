@@ -85,9 +85,6 @@ _AFTER = ' *`".,;:'
 def canonical(text: str) -> str:
     r"""The text in one spelling; `106°` becomes `106^\circ`, `\textbf{Answer:} 7.` becomes `7`.
 
-    Args:
-        text: the content of a box, or a reference answer.
-
     Returns:
         LaTeX with white space between words, numbers and commands alone, and in lists that without it would be one
         number (100, 200); "" where nothing is left.
@@ -173,7 +170,7 @@ def _bare(text: str) -> str:
 
 
 def _closing(text: str) -> int:
-    """Where the brace that opens at 0 is closed; -1 = nowhere."""
+    """The place at which the brace that opens at 0 is closed, -1 if it is not."""
     depth = 0
     for match in re.finditer(r"\\.|[{}]", text):
         depth += {"{": 1, "}": -1}.get(match[0], 0)

@@ -58,7 +58,7 @@ class Number(NamedTuple):
 
 
 def split_number(text: str) -> tuple[Number, str] | None:
-    """The number that a canonical text starts with, and what follows it: a unit or something else.
+    """The number that a canonical text starts with, and the rest: a unit or something else.
 
     Returns:
         None if the text starts with no number, is longer than `MAX_CHARACTERS`, or has an exponent of ten beyond

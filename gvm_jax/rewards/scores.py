@@ -1,4 +1,4 @@
-"""What benchmarks report of k graded samples a question: avg@k, pass@k, maj@k, and how sure one can be of them.
+"""Benchmark scores of k graded samples a question: avg@k, pass@k, maj@k, and their bootstrap intervals.
 
 Pure functions on host arrays. Not imported by the package itself, whose worker processes do without numpy.
 """

@@ -1,4 +1,4 @@
-r"""What of an answer would take computer algebra too long, told from its text before any of it is computed."""
+r"""Size limits of answers: which ones would keep computer algebra busy for too long, judged by their text alone."""
 
 import re
 
@@ -8,8 +8,8 @@ MAX_NUMBER = 2000  # of an exponent or under a factorial, where the reference ha
 MAX_NUMBER_BESIDE_VARIABLES = 30  # there, (x+y)^{30} and \binom{n}{30}: they may be multiplied out
 MAX_EQUATIONS = 8  # sides of a chain
 MAX_FUNCTIONS = 4  # more than its reference has
-MAX_ROOTS = 8  # likewise
-MAX_INDICES = 4  # likewise
+MAX_ROOTS = 8  # more than its reference has
+MAX_INDICES = 4  # more than its reference has
 _COMPUTED = frozenset("sum prod int iint oint lim bigcup bigcap limsup liminf".split())
 _FUNCTIONS = frozenset(
     "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp gcd lcm binom lfloor lceil det".split()
@@ -26,11 +26,11 @@ _RELATION = re.compile(r"[<>]|\\(?:le|ge|lt|gt|in|mathbb|infty)(?![a-zA-Z])")
 
 
 def is_too_large(answer: str, reference: str) -> bool:
-    r"""Whether an answer is refused for its size; both are canonical texts.
+    r"""Whether an answer is rejected for its size; both arguments are canonical texts.
 
-    Refused are many characters for a short reference, deep brackets, large exponents and factorials and those of
-    others (9^{9^9}, (10^9)!), many functions, long chains of equations, infinity where the reference has none, and
-    sums, products, integrals and limits that are left to be computed, unless the reference has them too.
+    It is if it has many characters for a short reference, deep brackets, large or nested exponents and factorials
+    (9^{9^9}, (10^9)!), many functions, a long chain of equations, infinity where the reference has none, or a sum,
+    product, integral or limit that is left to be computed, unless the reference has the like.
     """
     if len(answer) > MAX_EXTRA_CHARACTERS + 4 * len(reference):
         return True

@@ -1,4 +1,4 @@
-"""What grading says of a response."""
+"""The result of grading a response."""
 
 import enum
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Verdict:
 
     score: float  # in [-1, 1]; above 0 = accepted
     status: Status
-    answer: str | None  # what the domain reads as the response's answer; None without one
+    answer: str | None  # the answer that the verifier found in the response; None without one
     reason: str = field(default="", compare=False)  # of a failure, for a person
 
 

@@ -1,4 +1,4 @@
-"""What runs in a grader worker around the checks of a domain. Nothing here may import jax."""
+"""Runs in a worker process: its preparation and the guard around each check. Nothing here may import jax."""
 
 import resource
 import signal
@@ -12,9 +12,9 @@ _problem = ""
 
 
 def start(prepare: Callable[[], object], memory_mib: int) -> None:
-    """Makes a fresh process ready: `prepare()`, then a limit of what it may allocate beyond what it holds then.
+    """Prepares a fresh process and then limits its memory to what it holds plus `memory_mib`.
 
-    What `prepare` raises is kept for `problem`: pebble would end the process and hide the message.
+    An exception of `prepare` is kept for `problem`: pebble would end the process and hide the message.
     """
     global _problem
     try:
@@ -29,7 +29,7 @@ def start(prepare: Callable[[], object], memory_mib: int) -> None:
 
 
 def problem() -> str:
-    """Why this worker cannot check; "" = it can."""
+    """The reason why this worker cannot check anything, "" if it can."""
     return _problem
 
 
@@ -51,5 +51,5 @@ def guarded(check: Callable[..., Any], texts: tuple[str, ...], deadline_seconds:
 
 
 def _message(error: Exception) -> str:
-    """What a person reads of it: a RuntimeError of ours says all there is."""
+    """The message of an error for a person; that of our own RuntimeErrors needs no class before it."""
     return f"{error}" if type(error) is RuntimeError else f"{type(error).__name__}: {error}"

@@ -80,7 +80,7 @@ def flows_of(tree: ast.AST, functions: dict[str, ast.FunctionDef] | None = None)
 
 
 def _flows(node: ast.AST, functions: dict[str, ast.FunctionDef]) -> Iterator[tuple[set[str], ast.AST, bool]]:
-    """Of a node that gives names to values: the names, where the values are from, and whether one after another."""
+    """(names, source of their values, whether they are items of the source) for each assignment of a node."""
     if isinstance(node, ast.Assign):
         yield set().union(*map(names_of, node.targets)), node.value, False
         yield from ((names_of(a), b, False) for a, b in itertools.permutations(node.targets, 2))  # a = b = []
@@ -109,7 +109,7 @@ def _root(node: ast.AST) -> str | None:
 
 
 def _alternatives(expression: ast.expr) -> Iterator[ast.expr]:
-    """What `and`, `or` and `not` join."""
+    """The operands of `and` and `or`."""
     if isinstance(expression, ast.BoolOp):
         for part in expression.values:
             yield from _alternatives(part)
@@ -118,7 +118,7 @@ def _alternatives(expression: ast.expr) -> Iterator[ast.expr]:
 
 
 def _beside(expression: ast.AST, results: set[str], in_slice: bool = False) -> tuple[set[str], set[str]]:
-    """What of the program's an expression has (names, "()" for a call), and its names outside of such calls."""
+    """The results of the program in an expression (names, "()" for a call), and its names outside of such calls."""
     if isinstance(expression, ast.Call) and _root(expression.func) in results:
         return {"()"}, set()
     if isinstance(expression, ast.Name):

@@ -20,8 +20,8 @@ class Tests(NamedTuple):
     """Tests that can be run."""
 
     text: str  # with the imports that it lacked
-    names: list[str]  # what the program must define
-    classes: list[str]  # those that are used as classes and have a name like one
+    names: list[str]  # names that the program must define
+    classes: list[str]  # names among them that are used as classes and begin with a capital
     in_place: bool  # whether lists, sets and dicts that are arguments show the tests what a call made of them
     nan: bool  # whether they know of NaN
 
@@ -90,7 +90,7 @@ def _freenames_of(text: str) -> set[str]:
 
 
 def _asking(tree: ast.AST) -> Iterator[ast.expr]:
-    """What a program is asked to do: asserts, calls for what they do, `with`, decorators."""
+    """Expressions that make demands on the program: asserts, statements, `with`, decorators."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Assert):
             yield node.test

@@ -160,7 +160,7 @@ class Peer:
         return pack(value, self._give, self.classes)
 
     def _give(self, value: object) -> list:
-        """What stands for an object that stays here."""
+        """The reference by which the other end knows an object of this one."""
         if isinstance(value, Proxy):
             return ["yours", value._id]
         if isinstance(value, type) and value in self._errors.values():
