@@ -9,17 +9,11 @@ import sys
 
 import jax
 from absl import flags, logging
-from rich.console import Console
 
-from gvm_jax import command
-from gvm_jax.config import ConfigError, validate
+from gvm_jax import command, planner
 from gvm_jax.errors import InputError
-from gvm_jax.planning import report
-from gvm_jax.planning.chips import Topology
-from gvm_jax.planning.model_flops import Workload
-from gvm_jax.planning.parts import build
-from gvm_jax.planning.planner import make_plan
-from gvm_jax.planning.search import search
+from gvm_jax.planner.tables import seconds
+from gvm_jax.planner.topologies import Topology
 
 FITS, DOES_NOT_FIT = 0, 1  # and 2 for wrong flags
 
@@ -34,42 +28,12 @@ _RESPONSE_TOKENS = flags.DEFINE_float(
 )
 
 
-def plan(config, topology: Topology, console: Console) -> int:
-    """Plan, print, and say by the exit status whether it fits.
-
-    Raises:
-      ConfigError, ModelError: bad input.
-    """
-    validate(config)
-    workload = Workload(
-        _PROMPT_TOKENS.value or config.data.max_prompt_tokens / 4,
-        _RESPONSE_TOKENS.value or config.rollout.max_new_tokens / 3,
-    )
-
-    def show(line: str) -> None:
-        print(line, file=sys.stderr, flush=True)
-
-    if not _SEARCH.value:
-        made = make_plan(build(config, topology, _ROWS.value), workload, show)
-        report.show(made, console)
-        return FITS if made.fits else DOES_NOT_FIT
-    if not topology.compiles:
-        raise ConfigError(f"--search: compiles, which {topology.name} cannot be done for; plan single meshes instead")
-    found = search(config, topology, _ROWS.value, workload, show)
-    for candidate, made in found:
-        console.print(
-            f"{report.seconds(made.step_seconds):>8} s a step  {candidate.name}", highlight=False, soft_wrap=True
-        )
-    if not found:
-        console.print("no mesh and micro-batch that was tried fits; use a larger topology, or fewer rollout.slots")
-        return DOES_NOT_FIT
-    report.show(found[0][1], console)
-    console.print(f"fastest: {found[0][0].name}", highlight=False, soft_wrap=True)
-    return FITS
+def _progress(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def main() -> None:
-    """Parse flags, plan, exit."""
+    """Parse flags, plan, print, and say by the exit status whether it fits."""
     logging.set_verbosity(logging.ERROR)
     try:
         topology = Topology.parse(_TOPOLOGY.value)
@@ -78,10 +42,22 @@ def main() -> None:
             jax.config.update("jax_num_cpu_devices", topology.size)
         # A TPU's programs cannot be read back from a persistent cache without a TPU.
         jax.config.update("jax_enable_compilation_cache", False)
-        status = plan(command.config(), topology, Console(width=max(160, Console().width)))
+        assumptions = planner.Assumptions(_ROWS.value, _PROMPT_TOKENS.value, _RESPONSE_TOKENS.value)
+        arguments = {"topology": topology, "assumptions": assumptions, "progress": _progress}
+        if not _SEARCH.value:
+            plan = planner.plan(command.config(), **arguments)
+            print(plan)
+            sys.exit(FITS if plan.fits else DOES_NOT_FIT)
+        plans = planner.search(command.config(), **arguments)
     except (InputError, OSError) as error:  # not 1, which says that it does not fit
         command.fail(str(error))
-    sys.exit(status)
+    if not plans:
+        print("no mesh and micro-batch that was tried fits; use a larger topology, or fewer rollout.slots")
+        sys.exit(DOES_NOT_FIT)
+    for plan in plans:
+        print(f"{seconds(plan.step_seconds):>8} s a step  {plan.run.flags}")
+    print(plans[0])
+    print(f"fastest: {plans[0].run.flags}")
 
 
 if __name__ == "__main__":

@@ -36,12 +36,8 @@ def test_a_config_that_does_not_fit_ends_with_1_and_names_what_to_change(tmp_pat
 
 
 def test_a_wrong_question_ends_with_2_and_one_line():
-    code, _, errors = plan(QUICKSTART, "--topology=v5e:banana")
-    assert code == 2 and errors.startswith("error: --topology='v5e:banana'") and "v5e:4x4" in errors
-    code, _, errors = plan(QUICKSTART, "--topology=h100:1", "--config.model.path=no/such-model")
-    assert code == 2 and "--config.model.path=FOLDER" in errors
     code, _, errors = plan(QUICKSTART, "--topology=h100:1", "--search")
-    assert code == 2 and "--search" in errors
+    assert code == 2 and errors.startswith("error: --search") and len(errors.splitlines()) == 1
 
 
 @pytest.mark.slow
@@ -49,7 +45,7 @@ def test_every_program_is_compiled_for_a_tpu():
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install '.[tpu]'")
     code, out, errors = plan(
         QUICKSTART, "--topology=v5e:2x2", "--config.mesh.data=1", "--config.mesh.fsdp=4", "--config.rollout.slots=16",
-        "--config.model.compute_dtype=bfloat16", "--config.gradient_norms.method=update",
+        "--config.model.compute_dtype=bfloat16",
     )  # fmt: skip
     assert code == 0, errors
     for text in ("prefill", "decode 16", "train step", "roofline ms", "Collectives of a train step", "replicated: no"):

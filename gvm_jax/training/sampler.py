@@ -10,11 +10,10 @@ from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.config import ConfigError
 from gvm_jax.data import PromptSet, check_prompts, find_endings, load_prompts, load_tokenizer, textless_ids
-from gvm_jax.models.assemble import resolve_compute_dtype
+from gvm_jax.models.assemble import make_model
 from gvm_jax.models.config import Qwen2Config, model_folder
-from gvm_jax.models.packed_attention import resolve_attention
-from gvm_jax.models.qwen2 import Model, Params
-from gvm_jax.models.sharding import batch_sharding, param_shardings
+from gvm_jax.models.qwen2 import Params
+from gvm_jax.models.sharding import param_shardings
 from gvm_jax.models.weights import check_weights, fingerprint, load_params
 from gvm_jax.rewards import Grader, PendingVerdict, Status, Verdict, VerifierFailure
 from gvm_jax.rollout.engine import RolloutEngine
@@ -72,7 +71,7 @@ class Sampler(contextlib.AbstractContextManager):
     """The model, its rollout engine, the tokenizer and the grader of a config. Owns the grader's processes.
 
     All that needs no device comes first, so that bad input is an error before any device work: make it, load the
-    prompts, then `build`, which makes `mesh`, `model`, `engine`, `dtype_reason` and the model's `fingerprint`.
+    prompts, then `build`, which makes `mesh`, `model`, `engine`, `model_summary` and the model's `fingerprint`.
 
     Args:
       config: validated.
@@ -112,15 +111,7 @@ class Sampler(contextlib.AbstractContextManager):
     def build(self) -> None:
         """Makes what needs the devices; no weight is read yet, but their names and shapes are checked."""
         self.mesh = make_mesh(self.config.mesh)
-        dtype, self.dtype_reason = resolve_compute_dtype(self.config.model.compute_dtype)
-        attention = resolve_attention(self.config.model.attention, dtype, self.mesh.devices.flat[0].platform)
-        self.model = Model(
-            self._network,
-            dtype,
-            self.config.model.remat,
-            activation_sharding=batch_sharding(self.mesh),
-            attention=attention,
-        )
+        self.model, self.model_summary = make_model(self.config.model, self._network, self.mesh)
         tensors = check_weights(self.model, self.folder)
         self.fingerprint = fingerprints.of_model(self._network, self.tokenizer)
         self.fingerprint |= {"stop tokens": sorted(map(int, self.endings.stop_ids)), "weights": fingerprint(tensors)}

@@ -166,10 +166,8 @@ class Trainer(contextlib.AbstractContextManager):
 def describe_run(trainer: Trainer) -> list[str]:
     """The first lines of a run: model, data, step, rollouts and devices."""
     config, sampler = trainer.config, trainer.sampler
-    parameters = sum(x.size for x in jax.tree.leaves(sampler.model.abstract_params))
     lines = [
-        f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, computed in {sampler.dtype_reason}; "
-        f"trained with attention {sampler.model.attention}",
+        f"model     {config.model.path}: {sampler.model_summary}",
         sampler.describe_tokens(),
         f"data      {config.data.path}: {len(trainer.prompts)} prompts; an epoch is "
         f"{trainer.stream.steps_per_epoch} steps",

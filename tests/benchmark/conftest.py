@@ -5,18 +5,23 @@ import sys
 
 import pytest
 
-from gvm_jax.benchmark.process import ENGINES
+from gvm_jax.benchmark.workloads import Texts
 from gvm_jax.data import load_tokenizer
 
 MODEL = pathlib.Path(__file__).parent.parent.parent / "configs/quickstart_model"
-FAKE = f"""
-import json, os, pathlib, subprocess, sys, threading
-sys.path.insert(0, {str(ENGINES)!r})
-from protocol import serve
+QUESTIONS = ["12+34+5", "7+8", "99+1+23", "5+6"]
+ANSWERS = ["46;#46", "15;#15", "123", "11", "1;2;3;#3", "9", "12+12", "#7"]
+FAKE = """
+import os, pathlib, subprocess, sys, threading
+from server import Engine
 
 
-class Fake:
-    configured = "as told"
+class Fake(Engine):
+    configured, packages = "as told", ("pip",)
+
+    @staticmethod
+    def environment():
+        return {"OF_THE_ENGINE": "yes"}
 
     def __init__(self, workload):
         print("noise of a library")
@@ -25,7 +30,7 @@ class Fake:
             import no_such_package
         if self.told == "dies":
             os._exit(3)
-        here = pathlib.Path(sys.argv[1]).parent
+        here = pathlib.Path(sys.argv[2]).parent
         len(b"x" * int(1e8))  # held for a moment
         self.child = subprocess.Popen([sys.executable, "-c", "x = b'x' * 50_000_000; print(len(x)); input()"],
                                       stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -51,22 +56,20 @@ class Fake:
         files = [pathlib.Path("/proc", pid, "stat") for pid in others]
         states = [file.read_text().split(") ")[1][0] for file in files if file.exists()]
         extra = self.told == "one too many"
-        return {{"lengths": [4] * (sum(counts) + extra), "prefill_seconds": None, "others": states, "calls": self.calls,
-                "pid": os.getpid(), "child": self.child.pid, "path": os.environ.get("PYTHONPATH")}}
-
-
-serve(Fake, ("pip",), lambda: {{"kind": "cpu", "peak_bytes": None}})
+        return {"lengths": [4] * (sum(counts) + extra), "others": states, "calls": self.calls, "pid": os.getpid(),
+                "child": self.child.pid, "path": os.environ.get("PYTHONPATH"), "set": os.environ["OF_THE_ENGINE"]}
 """
 
 
 @pytest.fixture(scope="session")
-def tokenizer():
-    return load_tokenizer(str(MODEL))
+def texts():
+    """A few sums, with texts as answers, for the quickstart's tokenizer."""
+    return Texts(load_tokenizer(str(MODEL)), QUESTIONS, ANSWERS, [16])
 
 
 @pytest.fixture
 def fake(tmp_path):
-    """(script, interpreter) of an engine that does as the setting `told` says."""
+    """(task, interpreter) of an engine that does as the setting `told` says."""
     script = tmp_path / "fake_engine.py"
     script.write_text(FAKE)
-    return script, sys.executable
+    return f"{script}:Fake", sys.executable

@@ -1,1 +1,1 @@
-"""One script an engine, each run in the engine's own interpreter; none but gvm_jax's imports this package."""
+"""Tasks of each engine, run by server.py in the engine's own interpreter; only gvm_jax's import this package."""

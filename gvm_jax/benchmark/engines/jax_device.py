@@ -1,9 +1,12 @@
-"""Where an engine on JAX computes."""
+"""The device that an engine on JAX computes on."""
+
+import jax
+from server import Engine
 
 
-def state() -> dict:
-    """The "kind" of the first device, and "peak_bytes" of its own memory that arrays took; None of a CPU."""
-    import jax
+class JaxEngine(Engine):
+    """On the first device."""
 
-    first = jax.devices()[0]
-    return {"kind": first.device_kind, "peak_bytes": (first.memory_stats() or {}).get("peak_bytes_in_use")}
+    def device(self) -> dict:
+        first = jax.devices()[0]
+        return {"kind": first.device_kind, "peak_bytes": (first.memory_stats() or {}).get("peak_bytes_in_use")}

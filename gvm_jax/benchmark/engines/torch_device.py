@@ -1,35 +1,35 @@
-"""Where an engine on PyTorch computes: the GPU where there is one, else all cores of the CPU."""
+"""The device that an engine on PyTorch computes on: the GPU where there is one, else all cores of the CPU."""
 
 import os
 
+import torch
+from server import Engine
 
-def device() -> str:
-    """ "cuda" or "cpu", for tensors and `Module.to`; PyTorch is set to use every core."""
-    import torch
-
-    torch.set_num_threads(os.cpu_count())
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def in_words() -> str:
-    """For a line about an engine."""
-    import torch
-
-    return state()["kind"] if torch.cuda.is_available() else f"{torch.get_num_threads()} threads"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+IN_WORDS = torch.cuda.get_device_name(0) if DEVICE == "cuda" else f"{os.cpu_count()} threads"
 
 
 def wait() -> None:
     """Until all that was asked for is done."""
-    import torch
-
-    if torch.cuda.is_available():
+    if DEVICE == "cuda":
         torch.cuda.synchronize()
 
 
 def state() -> dict:
-    """The "kind" of the device, and "peak_bytes" of its own memory that tensors took; None of a CPU."""
-    import torch
-
-    if not torch.cuda.is_available():
+    """As `Engine.device`; of a GPU the memory that tensors took."""
+    if DEVICE == "cpu":
         return {"kind": "cpu", "peak_bytes": None}
     return {"kind": torch.cuda.get_device_name(0), "peak_bytes": torch.cuda.max_memory_allocated()}
+
+
+class TorchEngine(Engine):
+    """On `DEVICE`, with every core."""
+
+    packages = ("torch", "transformers")
+
+    def __init__(self, workload: dict):
+        super().__init__(workload)
+        torch.set_num_threads(os.cpu_count())
+
+    def device(self) -> dict:
+        return state()

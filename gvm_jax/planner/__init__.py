@@ -1,0 +1,7 @@
+"""Does a config fit a topology: `print(plan(config, "v5e:4x4"))`."""
+
+from gvm_jax.planner.abstract_run import Assumptions
+from gvm_jax.planner.planner import Plan, plan
+from gvm_jax.planner.search import search
+
+__all__ = ["Assumptions", "Plan", "plan", "search"]
