@@ -4,7 +4,7 @@ import pytest
 
 from configs import quickstart
 from gvm_jax.config import ConfigError
-from gvm_jax.lab.variants import parse, plan
+from gvm_jax.lab.variants import make_variants, parse
 
 ALPHA = "allocation.options.alpha"
 
@@ -19,7 +19,7 @@ def labels(variants):
 
 
 def test_the_first_entry_is_the_baseline_of_the_others(config):
-    variants = plan(config, ["uniform", "gvm", "gvm:allocation.options.alpha=1e-2:allocation.options.beta=1"])
+    variants = make_variants(config, ["uniform", "gvm", "gvm:allocation.alpha=1e-2:allocation.beta=1"])
     assert labels(variants) == [
         ("uniform", None),
         ("gvm", "uniform"),
@@ -37,7 +37,7 @@ def test_a_label_typed_again_is_the_same_variant(config):
 
 
 def test_a_variant_changes_what_it_says_and_the_seed_alone(config):
-    (_, gvm) = plan(config, ["uniform", "gvm:allocation.options.alpha=0.5"])
+    (_, gvm) = make_variants(config, ["uniform", "gvm:allocation.alpha=0.5"])
     changed = gvm.config(config, seed=7)
     assert changed.allocation.options.alpha == 0.5 and changed.seed == 7
     changed.seed = config.seed
@@ -47,13 +47,13 @@ def test_a_variant_changes_what_it_says_and_the_seed_alone(config):
 
 def test_equal_counts_have_no_pilots_unless_they_are_asked_for(config):
     config.allocation.mode = "pilot"
-    uniform, with_pilots, gvm = plan(config, ["uniform", "uniform:allocation.mode=pilot", "gvm"])
+    uniform, with_pilots, gvm = make_variants(config, ["uniform", "uniform:allocation.mode=pilot", "gvm"])
     modes = [variant.config(config, 0).allocation.mode for variant in (uniform, with_pilots, gvm)]
     assert modes == ["online", "pilot", "pilot"]
 
 
 def test_a_sweep_trains_every_strategy_but_the_baseline_at_each_value(config):
-    variants = plan(config, ["uniform", "gvm", "cures"], sweep="allocation.decay:0.5,1")
+    variants = make_variants(config, ["uniform", "gvm", "cures"], sweep="allocation.decay:0.5,1")
     assert labels(variants) == [
         ("uniform", None),
         ("gvm:allocation.decay=0.5", "uniform"),
@@ -64,7 +64,7 @@ def test_a_sweep_trains_every_strategy_but_the_baseline_at_each_value(config):
 
 
 def test_a_sweep_of_what_equal_counts_depend_on_moves_the_baseline_too(config):
-    variants = plan(config, ["uniform", "gvm"], sweep="rollouts_per_step:256,1024")
+    variants = make_variants(config, ["uniform", "gvm"], sweep="rollouts_per_step:256,1024")
     assert labels(variants) == [
         ("uniform:rollouts_per_step=256", None),
         ("uniform:rollouts_per_step=1024", None),
@@ -74,7 +74,7 @@ def test_a_sweep_of_what_equal_counts_depend_on_moves_the_baseline_too(config):
 
 
 def test_a_text_and_a_truth_value_can_be_swept(config):
-    first, second = plan(config, ["uniform", "gvm"], sweep="allocation.cost:samples,tokens")[1:]
+    first, second = make_variants(config, ["uniform", "gvm"], sweep="allocation.cost:samples,tokens")[1:]
     assert [v.config(config, 0).allocation.cost for v in (first, second)] == ["samples", "tokens"]
     assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
 
@@ -89,7 +89,7 @@ def test_a_strategy_of_ones_own_is_an_entry_too(config):
 
 
 def test_confounds_come_alone_and_together(config):
-    variants = plan(config, ["uniform", "gvm"], confounds=["clip", "token_mean"])
+    variants = make_variants(config, ["uniform", "gvm"], confounds=["clip", "token_mean"])
     assert labels(variants) == [
         ("uniform", None),
         ("gvm", "uniform"),
@@ -97,7 +97,7 @@ def test_confounds_come_alone_and_together(config):
         ("gvm+token_mean", "uniform"),
         ("gvm+clip+token_mean", "uniform"),
     ]
-    assert labels(plan(config, ["uniform", "gvm"], confounds=["clip"]))[1:] == [
+    assert labels(make_variants(config, ["uniform", "gvm"], confounds=["clip"]))[1:] == [
         ("gvm", "uniform"),
         ("gvm+clip", "uniform"),
     ]
@@ -154,7 +154,6 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
             "allocation.options.alpha: Uniform has no options",
         ),
         (["uniform", "gvm:allocation.pilot_samples=2"], {}, "add --config.allocation.mode=pilot"),
-        (["uniform", "gvm+anchor"], {}, "confound 'anchor' is not offered"),
         (["uniform", "gvm+magic"], {}, "unknown confound 'magic'; use some of updates"),
         (["uniform", "cures+dropped"], {}, "cures+dropped: confound 'dropped' turns gvm into gvm_paper"),
         (["uniform", "gvm+clip:objective.clip_high=0.3"], {}, "a confound sets objective.clip_high too"),
@@ -174,7 +173,7 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
 )
 def test_what_cannot_be_compared_is_one_clear_line(config, entries, more, message):
     with pytest.raises(ConfigError) as raised:
-        plan(config, entries, **more)
+        make_variants(config, entries, **more)
     assert message in str(raised.value) and "\n" not in str(raised.value)
 
 

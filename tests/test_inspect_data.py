@@ -10,7 +10,7 @@ import pytest
 from gvm_jax.config import ConfigError
 from gvm_jax.data import DataError, load_prompts, load_tokenizer
 from gvm_jax.data.prompts import describe
-from gvm_jax.inspect import inspect
+from gvm_jax.inspect_data import inspect
 from gvm_jax.rewards import Grader
 from tests.test_train import ROOT, environment, small_config
 
@@ -48,20 +48,20 @@ def test_rows_are_shown_as_the_model_gets_them(config):
     ]
 
 
-def test_bad_and_repeated_rows_are_told_as_in_training(tmp_path):
+def test_bad_and_repeated_rows_are_counted_as_in_training(tmp_path):
     rows = [("1+2", 3), (None, 9), ("1+2", "3.0"), ("1+2", 4), ("4+5", None)]
     rows += [(f"{number}+1", number + 1) for number in range(9) for _ in range(3)]
     records = (json.dumps({"problem": problem, "answer": answer}) + "\n" for problem, answer in rows)
     (tmp_path / "rows.jsonl").write_text("".join(records))
     config = small_config(**{"data.path": str(tmp_path / "rows.jsonl")})
-    told = [
+    notes = [
         "dropped   1 (row 4): the answer is null",
         "dropped   1 (row 1): the problem is null",
         "note      20 (rows 2, 3, 6, ...): the problem of an earlier row again",
         "note      1 (row 3): the problem of an earlier row with another answer, so one of them is wrong",
     ]
     lines = inspect(config, "data", [1])
-    assert lines[0].endswith("32 rows, 30 prompts") and [*lines[1:3], *lines[4:6]] == told
+    assert lines[0].endswith("32 rows, 30 prompts") and [*lines[1:3], *lines[4:6]] == notes
     assert lines[3].startswith("tokens    0 %: 4, 50 %: 4, ")  # a row without a problem is no prompt of 0 tokens
     assert lines[6:] == [
         "",
@@ -71,7 +71,7 @@ def test_bad_and_repeated_rows_are_told_as_in_training(tmp_path):
     ]
     with Grader(**config.rewards) as grader:
         tokenizer = load_tokenizer(config.model.path)
-        assert describe(load_prompts(config, "data", config.data.path, tokenizer, grader)) == told
+        assert describe(load_prompts(config, "data", config.data.path, tokenizer, grader)) == notes
 
 
 def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config):
