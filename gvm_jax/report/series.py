@@ -1,6 +1,7 @@
 """The numbers that the page's charts draw, bounded however long a run was."""
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,22 +17,79 @@ _RATE_BINS = 10
 _PARTS = ("rollout_prefill", "rollout_idle")  # of the rollouts' seconds
 _NOT_ENDINGS = ("mean", "accept_rate")  # of `reward/`
 _COSTS = {"rollouts": "total/rollouts", "tokens": "total/sampled_tokens", "updates": "total/updates"}
+_NORMAL_95 = 1.96
+METRICS = (
+    "reward/mean", "reward/accept_rate", "train/loss", "train/gradient_norm", "train/entropy", "train/kl",
+    "train/clip_fraction", "rollout/response_tokens", "rollout/truncated", "rollout/logprob_mismatch",
+    "rollout/logprob_mismatch_max", "train/truncated_weights", "allocation/ideal_variance_ratio",
+    "train/packing_efficiency", "host/resident_bytes",
+)  # fmt: skip
 
 
-def curve(rows: Rows, value: str) -> dict[str, list]:
-    """A metric with the step and what was spent by then, in at most `MAX_POINTS` rows, first and last among them.
+def training(run: RunRecord) -> dict[str, Any]:
+    """The curves of `METRICS` that the run has, and of the speed of sampling and of the whole, in tokens a second."""
+    curves = {name: [row.get(name) for row in run.metrics] for name in METRICS}
+    tokens = np.diff([row.get("total/sampled_tokens", math.nan) for row in run.metrics], prepend=0.0)
+    for name, fields in (
+        ("speed/sampling", ("rollout",)),
+        ("speed/step", ("rollout", "reward", "allocation", "update")),
+    ):
+        seconds = [sum(row.get(f"seconds/{field}", 0.0) for field in fields) for row in run.metrics]
+        curves[name] = [float(n / s) if s else math.nan for n, s in zip(tokens, seconds, strict=True)]
+    return _curves(run.metrics, {name: values for name, values in curves.items() if any(map(_is_number, values))})
+
+
+def evaluation(run: RunRecord) -> dict[str, Any]:
+    """Held-out accuracy with its 95 % interval, where the number of questions is known."""
+    accuracy = [row["accuracy"] for row in run.evaluation]
+    curves = {"accuracy": accuracy}
+    if questions := held_out_questions(run):
+        bounds = [wilson(value, questions) for value in accuracy]
+        curves |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
+    return _curves(run.evaluation, curves) | {"questions": questions}
+
+
+def held_out_questions(run: RunRecord) -> int | None:
+    """How many questions an evaluation has, by its own line, or by the config if the accuracies agree with it.
+
+    `evaluation.prompts` is a limit: a smaller data set has fewer. Its accuracies are then no multiples of one by it.
+    """
+    if run.evaluation and (recorded := run.evaluation[-1].get("questions")):
+        return int(recorded)
+    section = run.config.get("evaluation", {})
+    questions, samples = section.get("prompts") or 0, section.get("samples", 1)
+    correct = np.array([row["accuracy"] for row in run.evaluation]) * questions * samples
+    return questions if questions and np.all(np.abs(correct - correct.round()) < 1e-3) else None
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a binomial share of n; for means of several samples a question it is too wide."""
+    z = _NORMAL_95**2 / n
+    middle = (share + z / 2) / (1 + z)
+    half = math.sqrt(max(share * (1 - share) * z + z**2 / 4, 0.0)) / (1 + z)
+    return middle - half, middle + half
+
+
+def _curves(rows: Rows, curves: dict[str, list]) -> dict[str, Any]:
+    """Curves over their steps and costs, in at most `MAX_POINTS` points, first and last among them.
 
     `seconds` are those of all phases but evaluation, which no training needs.
     """
-    if len(rows) > MAX_POINTS:
-        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)]
-    columns = {name: [row.get(total) for row in rows] for name, total in _COSTS.items()}
+    kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_POINTS)).round().astype(int))
     seconds = [
         row["total/seconds"] - row.get("total/seconds/evaluation", 0.0) if "total/seconds" in row else None
         for row in rows
     ]
-    value_of = [row.get(value) for row in rows]
-    return {"steps": [row["step"] for row in rows], **columns, "seconds": seconds, "value": value_of}
+    axes = {name: [row.get(total) for row in rows] for name, total in _COSTS.items()}
+    axes |= {"steps": [row["step"] for row in rows], "seconds": seconds}
+    return {
+        **{name: [values[i] for i in kept] for name, values in axes.items()},
+        "values": {name: [values[i] for i in kept] for name, values in curves.items()},
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def blocks(rows: Rows, limit: int) -> list[Rows]:
