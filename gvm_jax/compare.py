@@ -10,8 +10,9 @@ import pathlib
 import sys
 
 from absl import flags, logging
+from etils import epath
 
-from gvm_jax import command
+from gvm_jax import command, report
 from gvm_jax.config import ConfigError
 from gvm_jax.lab.compare import compare_strategies
 from gvm_jax.lab.variants import CONFOUNDS
@@ -45,7 +46,8 @@ def main() -> None:
     except Preempted as stopped:
         print(stopped, file=sys.stderr)
         sys.exit(EXIT_CODE)
-    print(f"\n{tables}\n\nreport      {workdir / 'comparison.md'}, .json and {workdir / 'plots'}")
+    page, *_ = report.write(report.read_runs(sorted(workdir.glob("*/seed-*"))), epath.Path(workdir) / "plots")
+    print(f"\n{tables}\n\nreport      {workdir / 'comparison.md'} and .json\npage        {page}")
 
 
 if __name__ == "__main__":

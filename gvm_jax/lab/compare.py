@@ -33,7 +33,7 @@ def compare_strategies(
     target: float | None = None,
     title: str = "comparison",
 ) -> str | None:
-    """Trains each entry with each seed and writes comparison.md, comparison.json and a plot.
+    """Trains each entry with each seed and writes comparison.md and comparison.json.
 
     Each run is an ordinary run's folder, WORKDIR/VARIANT/seed-K. Seeds take turns over the variants. Runs that are done
     are not trained again.

@@ -10,7 +10,6 @@ setting, not about other held-out problems, and is not corrected for the number 
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -199,27 +198,6 @@ def summarize(
         )
 
     return [summary(label) for label in curves]
-
-
-@dataclasses.dataclass(frozen=True)
-class MeanCurve:
-    """The evaluations that all seeds of a variant have: accuracy and costs, each a mean over the seeds."""
-
-    steps: Int[np.ndarray, " E"]
-    accuracy: list[Estimate]
-    costs: dict[str, Float[np.ndarray, " E"]]
-
-    @classmethod
-    def of(cls, curves: Sequence[Curve]) -> "MeanCurve":
-        """Of at least one curve."""
-        steps = functools.reduce(np.intersect1d, [curve.steps for curve in curves])
-        at = [np.isin(curve.steps, steps) for curve in curves]
-
-        def of_seeds(values: Sequence[np.ndarray]) -> np.ndarray:
-            return np.stack([value[keep] for value, keep in zip(values, at, strict=True)])
-
-        costs = {name: of_seeds([curve.costs[name] for curve in curves]).mean(0) for name in COSTS}
-        return cls(steps, list(map(Estimate.of, of_seeds([curve.accuracy for curve in curves]).T)), costs)
 
 
 def default_target(baselines: Sequence[Curve]) -> float | None:

@@ -1,27 +1,16 @@
-"""A comparison of trained variants as tables, a plot and JSON."""
+"""A comparison of trained variants as tables and JSON."""
 
 import dataclasses
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
-import matplotlib
-
-matplotlib.use("agg")
-import matplotlib.pyplot as plt
 import numpy as np
-from matplotlib.ticker import EngFormatter
 
 from gvm_jax.lab import tables
-from gvm_jax.lab.learning_curves import COSTS, Curve, Estimate, MeanCurve, Ratio, Summary, default_target, summarize
+from gvm_jax.lab.learning_curves import COSTS, Curve, Estimate, Ratio, Summary, default_target, summarize
 from gvm_jax.lab.variants import Variant
 
-AXES = {
-    "rollouts": "rollouts",
-    "tokens": "sampled tokens",
-    "updates": "optimizer updates",
-    "seconds": "seconds of training",
-}
 NOTES = """\
 - Intervals: 95 %, Student's t over the seeds; none for one seed. Differences and ratios are taken seed by seed, ratios
   as logarithms. They are about other seeds, not about other held-out problems or about the number of rows.
@@ -29,8 +18,7 @@ NOTES = """\
 - Cost to the target: where a run's accuracy first is that high, linear between evaluations. A run that never is enters
   a ratio with its whole cost, so the ratio is only a bound (≥ or ≤); "?" = not even that.
 - Rollouts and sampled tokens include pilots. Seconds leave evaluation and the first step's compilation out; a run that
-  was stopped compiles again where it goes on, and that is in its seconds.
-- A point of a curve is an evaluation: its accuracy and its costs are means over the seeds."""
+  was stopped compiles again where it goes on, and that is in its seconds."""
 _FREE_PILOTS_NOTE = "\n- Confound `pilots`: these rollouts are not counted as rollouts; their tokens and seconds are."
 
 
@@ -42,7 +30,7 @@ def write(
     seeds: Sequence[int],
     target: float | None,
 ) -> str:
-    """Write comparison.md, comparison.json and plots/accuracy.png; returns the tables as text.
+    """Write comparison.md and comparison.json; returns the tables as text.
 
     Args:
       workdir: folder of the comparison.
@@ -54,7 +42,6 @@ def write(
     """
     asked = target if target is not None else default_target(curves[variants[0].label])
     summaries = summarize(curves, {variant.label: variant.baseline for variant in variants}, asked)
-    means = {label: MeanCurve.of(of_seeds) for label, of_seeds in curves.items()}
     results = "\n\n".join(
         [accuracy_table(summaries, len(seeds)), target_table(summaries, asked, variants[0].label, target is None)]
     )
@@ -62,24 +49,17 @@ def write(
     sections = [
         f"# {title}",
         results,
-        "![accuracy](plots/accuracy.png)",
         tables.markdown([["variant", "sets"], *settings]),
         f"Seeds: {', '.join(map(str, seeds))}.",
         NOTES + (_FREE_PILOTS_NOTE if any(variant.free_pilots for variant in variants) else ""),
     ]
     (workdir / "comparison.md").write_text("\n\n".join(sections) + "\n", encoding="utf-8")
-    plot_curves(workdir / "plots" / "accuracy.png", title, summaries, means, asked)
     result = {
         "title": title,
         "seeds": list(seeds),
         "target": asked,
         "variants": [
-            {
-                **dataclasses.asdict(summary),
-                "overrides": variant.overrides,
-                "free_pilots": variant.free_pilots,
-                "curve": _as_json(means[variant.label]),
-            }
+            dataclasses.asdict(summary) | {"overrides": variant.overrides, "free_pilots": variant.free_pilots}
             for variant, summary in zip(variants, summaries, strict=True)
         ],
     }
@@ -120,49 +100,6 @@ def target_table(summaries: Sequence[Summary], target: float | None, baseline: s
     how = f" (where {baseline} has made 90 % of its gain)" if chosen else ""
     head = f"Cost to a held-out accuracy of {target:.3f}{how}, and its ratio to the baseline's:"
     return f"{head}\n\n{tables.markdown(rows)}"
-
-
-def plot_curves(
-    path: pathlib.Path,
-    title: str,
-    summaries: Sequence[Summary],
-    means: Mapping[str, MeanCurve],
-    target: float | None,
-) -> None:
-    """Held-out accuracy against each of the four costs, mean and 95 % band over the seeds; baselines are dashed."""
-    figure, panels = plt.subplots(2, 2, figsize=(12, 8.5), sharey=True, layout="constrained")
-    for axes, name in zip(panels.flat, COSTS, strict=True):
-        for number, summary in enumerate(summaries):
-            curve, colour = means[summary.label], f"C{number % 10}"
-            style = ("-" if summary.baseline else "--") + "os^Dv"[number // 10 % 5]
-            middle = [value.mean for value in curve.accuracy]
-            axes.plot(curve.costs[name], middle, style, color=colour, label=summary.label, linewidth=2, markersize=4.5)
-            if curve.accuracy[0].low is not None:
-                bounds = ([getattr(value, end) for value in curve.accuracy] for end in ("low", "high"))
-                axes.fill_between(curve.costs[name], *bounds, color=colour, alpha=0.1, linewidth=0)
-        if target is not None:
-            axes.axhline(target, color="0.5", linewidth=1, linestyle=":", label="target")
-        axes.set_xlabel(AXES[name], fontsize=12)
-        axes.set_xlim(left=0)
-        if name in ("rollouts", "tokens"):
-            axes.xaxis.set_major_formatter(EngFormatter(sep=""))
-        axes.tick_params(labelsize=11)
-        axes.grid(alpha=0.3)
-    for axes in panels[:, 0]:
-        axes.set_ylabel("held-out accuracy", fontsize=12)
-    figure.suptitle(title, fontsize=14)
-    handles, labels = panels[0, 0].get_legend_handles_labels()
-    columns = max(1, min(len(labels), 130 // (max(map(len, labels)) + 8)))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, fontsize=11, frameon=False)
-    path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=130)
-    plt.close(figure)
-
-
-def _as_json(curve: MeanCurve) -> dict:
-    costs = {name: values.tolist() for name, values in curve.costs.items()}
-    accuracy = [dataclasses.asdict(value) for value in curve.accuracy]
-    return {"step": curve.steps.tolist(), "accuracy": accuracy, **costs}
 
 
 def _show(value: Estimate | None, sign: str = "") -> str:

@@ -28,8 +28,6 @@ class Result:
     measured: GradientErrors
     gain: Ratio  # E‖ĝ - g‖² of equal counts over its own
     gap: Ratio  # its own over the oracle's
-    variance_gain: Ratio  # the same of variances
-    variance_gap: Ratio
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,8 +157,6 @@ def _result(label: str, budget: int, measured: GradientErrors, references: Refer
         measured=measured,
         gain=ratio(equal.errors, measured.errors),
         gap=ratio(measured.errors, best.errors),
-        variance_gain=ratio(equal.deviations, measured.deviations),
-        variance_gap=ratio(measured.deviations, best.deviations),
     )
 
 

@@ -1,5 +1,6 @@
 """The numbers that the page's charts draw, bounded however long a run was."""
 
+import collections
 import itertools
 import math
 from collections.abc import Sequence
@@ -14,8 +15,6 @@ MAX_BLOCKS = 60  # columns of a chart by step; more steps than that are put toge
 MAX_WINDOWS = 10  # spans of steps to look at one by one
 MAX_PROMPTS = 400  # prompts of such a span
 _RATE_BINS = 10
-_PARTS = ("rollout_prefill", "rollout_idle")  # of the rollouts' seconds
-_NOT_ENDINGS = ("mean", "accept_rate")  # of `reward/`
 _COSTS = {"rollouts": "total/rollouts", "tokens": "total/sampled_tokens", "updates": "total/updates"}
 _NORMAL_95 = 1.96
 METRICS = (
@@ -141,36 +140,28 @@ def windows(run: RunRecord) -> list[dict[str, Any]]:
 
 def phases(run: RunRecord) -> dict[str, Any]:
     """Mean seconds of a block's steps by phase; an evaluation belongs to the step before it, the first to step 1."""
-    parts = blocks(run.metrics, MAX_BLOCKS)
-    names = [name for name in _suffixes(run.metrics, "seconds/") if name not in _PARTS]
-    seconds = {name: [_mean([row.get(f"seconds/{name}", 0.0) for row in part]) for part in parts] for name in names}
-    spent = _evaluation_seconds(run.evaluation)
-    if parts and spent:
-        first = run.metrics[0]["step"]
-        by_step = {}
-        for step, took in spent.items():
-            by_step[max(step, first)] = by_step.get(max(step, first), 0.0) + took
-        seconds["evaluation"] = [_mean([by_step.get(row["step"], 0.0) for row in part]) for part in parts]
-    return {"spans": spans(parts), "parts": seconds}
+    rows, spent, before = run.metrics, collections.Counter(), 0.0
+    for row in run.evaluation if rows else ():
+        total = row.get("total/seconds/evaluation", before)
+        spent[max(row["step"], rows[0]["step"])] += max(total - before, 0.0)
+        before = total
+    if spent.total():
+        rows = [{**row, "seconds/evaluation": spent[row["step"]]} for row in rows]
+    return _means(rows, "seconds/", left_out=("rollout_prefill", "rollout_idle"))  # parts of the rollouts' seconds
 
 
 def endings(run: RunRecord) -> dict[str, Any]:
     """Mean shares of a block's rollouts by the status of their grading."""
-    parts = blocks(run.metrics, MAX_BLOCKS)
-    names = [name for name in _suffixes(run.metrics, "reward/") if name not in _NOT_ENDINGS]
-    shares = {name: [_mean([row.get(f"reward/{name}", 0.0) for row in part]) for part in parts] for name in names}
-    return {"spans": spans(parts), "parts": shares}
+    return _means(run.metrics, "reward/", left_out=("mean", "accept_rate"))
 
 
-def _evaluation_seconds(rows: Rows) -> dict[int, float]:
-    totals = [(row["step"], row["total/seconds/evaluation"]) for row in rows if "total/seconds/evaluation" in row]
-    before = [0.0, *(total for _, total in totals)]
-    return {step: max(total - earlier, 0.0) for (step, total), earlier in zip(totals, before, strict=False)}
-
-
-def _suffixes(rows: Rows, prefix: str) -> list[str]:
-    """What follows a prefix in the names of the rows' fields, in order."""
-    return list(dict.fromkeys(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix)))
+def _means(rows: Rows, prefix: str, left_out: Sequence[str]) -> dict[str, Any]:
+    """The means over a block's rows of the fields with a prefix, 0 where a row has none."""
+    parts = blocks(rows, MAX_BLOCKS)
+    fields = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+    names = [name for name in fields if name.removeprefix(prefix) not in left_out]
+    means = {name: [float(np.mean([row.get(name, 0.0) for row in part])) for part in parts] for name in names}
+    return {"spans": spans(parts), "parts": {name.removeprefix(prefix): values for name, values in means.items()}}
 
 
 def _columns(part: Rows, *names: str) -> list[np.ndarray]:
@@ -185,7 +176,3 @@ def _shares(rates: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> list[f
 
 def _labels(edges: np.ndarray) -> list[str]:
     return [f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(edges)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0
