@@ -10,7 +10,7 @@ from gvm_jax.config import ConfigError
 from gvm_jax.lab.frozen_step import FrozenPolicy
 from gvm_jax.lab.study import study
 from gvm_jax.runtime.checkpoint import Checkpointer
-from gvm_jax.training.run import Run
+from gvm_jax.training.trainer import Trainer
 from tests.test_train import small_config
 
 

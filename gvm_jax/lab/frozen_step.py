@@ -1,4 +1,4 @@
-"""A training step without its update: the only file of the lab that calls `TrainStep`, `Run` and `Sampler`."""
+"""A training step without its update: the only file of the lab that calls `TrainStep`, `Trainer` and `Sampler`."""
 
 import dataclasses
 import functools
@@ -17,8 +17,8 @@ from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.checkpoint import restore_subtree
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.objectives import Objective, Tokens
-from gvm_jax.training.run import Run, describe_run
 from gvm_jax.training.step import TrainStep
+from gvm_jax.training.trainer import Trainer, describe_run
 
 
 def make_step(config: ConfigDict, prompts: int) -> TrainStep:
@@ -110,10 +110,10 @@ class FrozenPolicy:
       NoCheckpoint: the folder has none.
     """
 
-    def __init__(self, run: Run, checkpoint: str | None = None):
-        self._run, self.config, self.model, self.mesh = run, run.config, run.model, run.mesh
+    def __init__(self, run: Trainer, checkpoint: str | None = None):
+        self._run, self.config, self.model, self.mesh = run, run.config, run.sampler.model, run.sampler.mesh
         self.params, self.step = (
-            restore_subtree(checkpoint, "params", run.abstract_state.params)
+            restore_subtree(checkpoint, "params", run.step.abstract_state.params)
             if checkpoint
             else (run.initial_state().params, 0)
         )
@@ -134,7 +134,7 @@ class FrozenPolicy:
 
     @functools.cached_property
     def _policy(self):
-        return self._run.engine.load(self.params)
+        return self._run.sampler.engine.load(self.params)
 
     def sample(self, prompt_ids: Int[np.ndarray, " m"], samples: int) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
         """Rollouts and scores of `samples` samples of each prompt, those first that the run would draw."""

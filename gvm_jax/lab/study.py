@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from gvm_jax.config import validate
 from gvm_jax.lab import variance_study_report
-from gvm_jax.lab.frozen_step import FrozenPolicy, Run
+from gvm_jax.lab.frozen_step import FrozenPolicy, Trainer
 from gvm_jax.lab.pool import PoolSettings, collect
 from gvm_jax.lab.variance_study import TRUE_STATISTICS, Study, make_scenario, simulate_study
 from gvm_jax.runtime.owner import Owner
@@ -59,7 +59,7 @@ def study(
     prompts = prompts or config.prompts_per_step
     for entry in entries:  # errors before the pool is drawn
         make_scenario(config, entry, prompts, visits)
-    with Owner(workdir) as owner, Run(config) as run:
+    with Owner(workdir) as owner, Trainer(config) as run:
         policy = FrozenPolicy(run, checkpoint)
         show("\n".join([*policy.describe(), f"workdir   {workdir}"]))
         small = sum(leaf.size for leaf in jax.tree.leaves(policy.params)) <= SMALL

@@ -16,8 +16,7 @@ import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configs.default import get_config
-from gvm_jax.config import flat
+from gvm_jax.config import flat, get_config
 from gvm_jax.report import series
 from gvm_jax.report.final_numbers import final_numbers, side_by_side
 from gvm_jax.report.records import RunRecord, groups

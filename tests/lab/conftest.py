@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from configs import default
+from gvm_jax.config import get_config
 from gvm_jax.lab import frozen_step, variants
 from gvm_jax.lab.pool import Pool
 
