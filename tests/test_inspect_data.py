@@ -26,20 +26,13 @@ def config(tmp_path_factory):
     return small_config(**paths, **{"data.exclude": (paths["evaluation.path"],), "data.max_prompt_tokens": 20})
 
 
-def test_rows_are_counted_once_under_their_reason(config):
-    head = inspect(config, "data", [])
-    assert head == [
+def test_rows_are_counted_once_and_shown_as_the_model_gets_them(config):
+    assert inspect(config, "data", [4, 1, 3]) == [
         f"data      {config.data.path}: 5 rows, 2 prompts",
         "dropped   1 (row 3): longer than data.max_prompt_tokens",
         "dropped   1 (row 2): problem of data.exclude",
         "dropped   1 (row 1): reference answer that the verifier cannot read",
         "tokens    0 %: 4, 50 %: 4, 90 %: 26, 99 %: 26, 100 %: 26 of all rows' prompts; data.max_prompt_tokens = 20",
-    ]
-
-
-def test_rows_are_shown_as_the_model_gets_them(config):
-    lines = inspect(config, "data", [4, 1, 3])[5:]
-    assert lines == [
         *("", "row 4: 4 tokens", "  | 2+2=", "  answer: '4' (the verifier reads it)", ""),
         "row 1: 4 tokens; dropped: reference answer that the verifier cannot read",
         *("  | 4+5=", "  answer: '=' (the verifier cannot read it)", ""),
@@ -82,22 +75,26 @@ def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config
         inspect(config, "data", [5])
 
 
-def test_a_prompt_that_the_model_has_no_row_for_is_an_error_as_in_a_run(config, tmp_path):
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    """The quickstart's tokenizer without a model."""
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 12}')
+    return tmp_path
+
+
+def test_a_prompt_that_the_model_has_no_row_for_is_an_error_as_in_a_run(config, tokenizer_folder):
+    (tokenizer_folder / "config.json").write_text('{"vocab_size": 12}')
     small = config.copy_and_resolve_references()
-    small.model.path = str(tmp_path)
+    small.model.path = str(tokenizer_folder)
     with pytest.raises(DataError, match=r"Row 0 .* the token '=' has the id 12, .* 12 rows .* the chat template"):
         inspect(small, "data")
 
 
-def test_the_command_needs_no_weights_and_no_device(tmp_path):
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
+def test_the_command_needs_no_weights_and_no_device(tokenizer_folder):
     command = [sys.executable, "-m", "gvm_jax", "inspect", "--config=configs/quickstart.py", "--row=7"]
     done = subprocess.run(
-        [*command, f"--config.model.path={tmp_path}"],
+        [*command, f"--config.model.path={tokenizer_folder}"],
         cwd=ROOT,
         env=environment() | {"JAX_PLATFORMS": "none_such"},  # an error as soon as a device is wanted
         capture_output=True,

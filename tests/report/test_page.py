@@ -199,13 +199,20 @@ def test_pages_of_other_runs_are_other_pages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"),
-    [("", "give those in it, such as .*study/a$"), ("study", "give those in it, such as"), ("x", "give a --workdir")],
+    ("folders", "message"),
+    [
+        ([""], "is not the folder of a run.*give those in it, such as .*/broken$"),
+        (["study"], "is not the folder of a run.*give those in it, such as"),
+        (["x"], "x: is not the folder of a run.*give a --workdir"),
+        (["study/a", "x"], "x: is not the folder of a run"),
+        (["broken"], r"error: .*allocation\.jsonl, line 1: not JSON; remove or repair"),
+    ],
 )
-def test_a_folder_that_is_no_run_is_one_line(folder, message, tmp_path, monkeypatch):
+def test_a_folder_that_is_no_run_or_has_a_broken_line_is_one_line(folders, message, tmp_path, monkeypatch):
     write_run(tmp_path / "study/a")
-    with pytest.raises(SystemExit, match=f"is not the folder of a run.*{message}") as raised:
-        call(monkeypatch, tmp_path / folder)
+    (write_run(tmp_path / "broken") / "allocation.jsonl").write_text("nonsense\n")
+    with pytest.raises(SystemExit, match=message) as raised:
+        call(monkeypatch, *(tmp_path / folder for folder in folders))
     assert "\n" not in str(raised.value)
 
 
@@ -216,15 +223,6 @@ def test_of_several_folders_those_that_are_no_runs_are_left_out_with_a_word(tmp_
     said = capsys.readouterr()
     assert said.err == f"left out    {other}: not the folder of a run\n"
     assert f"page        {run}/plots/report.html" in said.out.replace("\n", "") and "export" not in said.out
-    with pytest.raises(SystemExit, match="/b: is not the folder of a run"):
-        call(monkeypatch, run, tmp_path / "b")
-
-
-def test_a_broken_line_is_one_line(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "run")
-    (folder / "allocation.jsonl").write_text("nonsense\n")
-    with pytest.raises(SystemExit, match=r"error: .*allocation\.jsonl, line 1: not JSON; remove or repair"):
-        call(monkeypatch, folder)
 
 
 ACTIONS = """
