@@ -248,6 +248,7 @@ document.querySelectorAll("input[type=radio]")[3].click();
 document.querySelector("#learning-controls input[type=checkbox]").click();
 found.lines = document.querySelectorAll("#learning-charts polyline").length;
 found.axis = texts("#learning-charts svg text").includes("seconds without evaluation");
+found.cut = texts(".response").every((text) => !text.startsWith("two"));
 found.address = location.hash;
 document.title = JSON.stringify(found);
 """
@@ -286,6 +287,6 @@ def test_a_browser_draws_filters_and_runs_nothing_else(tmp_path):
     assert tip.startswith("a, step 1\naccuracy 0.25") and "10 rollouts" in tip
     assert found == {
         "figures": 17, "groups": 12, "all": 12, "search": ["two 2", "two 2"], "marks": ["two 2", "two 2"],
-        "prompt": 6, "step": 4, "verdict": 2, "axis": True, "lines": 2,
+        "prompt": 6, "step": 4, "verdict": 2, "cut": True, "axis": True, "lines": 2,
         "address": "#step=3&verdict=cut&against=seconds&hide=0",
     }  # fmt: skip
