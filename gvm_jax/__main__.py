@@ -8,8 +8,10 @@ import os
 import runpy
 import sys
 
+import gvm_jax
+
 COMMANDS = {  # name -> what it does
-    "train": "train a reasoner; the same command resumes",
+    "train": "train a reasoner (the quickstart's by default); the same command resumes",
     "evaluate": "score a model or a run's policy on benchmarks; the same command resumes",
     "config": "list the fields of a config with their defaults, allowed values and meanings",
     "inspect": "show rows of a data set as the model sees them, and the rows that are dropped",
@@ -21,7 +23,6 @@ COMMANDS = {  # name -> what it does
     "benchmark": "measure speed beside PyTorch's and JAX's engines, and agreement with PyTorch",
 }
 MODULES = {"inspect": "inspect_data"}  # modules of gvm_jax whose names are not their commands'
-USAGE = "usage: gvm-jax COMMAND [--flag=value ...]"
 WRONG_COMMAND = 2  # exit code, as for wrong flags
 
 

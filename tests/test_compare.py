@@ -81,7 +81,7 @@ def test_a_stopped_comparison_reports_what_is_done_and_goes_on(compare, training
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"entries": ["uniform", "gvn"]}, "gvn: unknown strategy 'gvn'; use one of"),
+        ({"entries": ["uniform", "gvn"]}, "gvn: allocation.strategy = 'gvn': unknown; use one of"),
         ({"seeds": 0}, "--seeds=0: must be an integer >= 1"),
         ({"options": {"target": 1.5}}, "--target=1.5: must be an accuracy"),
         ({"evaluation.path": ""}, "evaluation.path = '': a comparison needs held-out problems"),

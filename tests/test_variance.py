@@ -27,7 +27,7 @@ def test_a_pool_is_drawn_and_strategies_are_studied(tmp_path, capsys):
 
 
 def test_an_unknown_entry_is_an_error_before_anything_is_drawn(tmp_path):
-    with pytest.raises(ConfigError, match="gvm2: unknown strategy 'gvm2'; use one of uniform, gvm, "):
+    with pytest.raises(ConfigError, match="gvm2: allocation.strategy = 'gvm2': unknown; use one of uniform, gvm, "):
         study(small_config(), tmp_path / "study", ["uniform", "gvm2"])
     assert not (tmp_path / "study").exists()
 

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 
 from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.statistics import PromptStatistics
-from gvm_jax.allocation.strategies import Progress, Strategy
-from gvm_jax.config import RULES, ConfigError, OnResume, flat
+from gvm_jax.allocation.strategy import Progress, Strategy
+from gvm_jax.config import ConfigError, OnResume, flat, on_resume
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.checkpoint import restore_subtree
 from gvm_jax.runtime.keys import run_key
@@ -47,7 +47,7 @@ def allocate(
 ) -> tuple[Int[Array, " m"], Float[Array, " m"]]:
     """Counts of all prompts, of the first round if the strategy has several; and the accept rates they rest on."""
     m = step.prompts_per_step
-    counts, info = step.allocator.next_counts(known, jnp.arange(m), jnp.ones(m, bool), budget)
+    counts, info = step.allocator.next_counts(known, jnp.arange(m), budget)
     return counts, info.accept_rate
 
 
@@ -57,7 +57,7 @@ def next_round(
     """Counts of another round by the results so far; 0 where the strategy wants no more, or has one round only."""
     if not step.allocator.strategy.rounds:
         return jnp.zeros_like(trials)
-    return step.allocator.more_counts(Progress(successes, trials, rounds), jnp.ones(trials.shape, bool), left)
+    return step.allocator.more_counts(Progress(successes, trials, rounds), left)
 
 
 def sample_coefficients(
@@ -149,7 +149,7 @@ class FrozenPolicy:
         kept = {
             name: value
             for name, value in flat(self.config).items()
-            if name.partition(".")[0] in sections and RULES[name].on_resume is OnResume.KEPT
+            if name.partition(".")[0] in sections and on_resume(name) is OnResume.KEPT
         }
         weights = sum(float(jnp.sum(jnp.abs(leaf))) for leaf in jax.tree.leaves(self.params))
         contents = {section: self._run.fingerprints[section] for section in ("data", "model")}

@@ -27,8 +27,7 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlog1py, xlogy
 
-from gvm_jax.allocation import solver
-from gvm_jax.allocation.strategies import Uniform
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab.frozen_step import TrainStep, sample_coefficients, with_strategy
 from gvm_jax.lab.pool import Pool
 from gvm_jax.lab.simulation import target_coefficients

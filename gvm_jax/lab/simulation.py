@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from gvm_jax.allocation import statistics
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
-from gvm_jax.allocation.strategies import Uniform
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab.frozen_step import TrainStep, allocate, next_round, sample_coefficients, with_strategy
 from gvm_jax.lab.pool import Pool
 

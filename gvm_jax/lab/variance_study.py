@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from gvm_jax.allocation.strategies import Strategy, Uniform
+from gvm_jax.allocation.strategy import Strategy
+from gvm_jax.allocation.uniform import Uniform
 from gvm_jax.lab import oracle, variants
 from gvm_jax.lab.frozen_step import make_step, with_strategy
 from gvm_jax.lab.gradient_errors import GradientErrors, Ratio, measure, ratio

@@ -18,8 +18,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from gvm_jax.allocation import STRATEGIES, make_strategy
-from gvm_jax.config import RULES, ConfigError, flat, validate
+from gvm_jax.allocation import STRATEGIES, load_strategy, make_strategy
+from gvm_jax.config import FIELDS, ConfigError, flat, from_text, is_option, validate
 
 _SET_ELSEWHERE = {
     "seed": "the comparison sets it; shift all with --config.seed",
@@ -115,11 +115,9 @@ def make_variants(
     if confounds:
         each = [f"+{name}" for name in confounds]
         switched = ["", *each, *(["".join(each)] if len(each) > 1 else [])]
-        names_and_fields = [other.partition(":") for other in others]
+        split = [_split(other) for other in others]
         pairs = [(first, None)]
-        pairs += [
-            (f"{name}{added}{colon}{fields}", first) for name, colon, fields in names_and_fields for added in switched
-        ]
+        pairs += [(":".join([name + added, *fields]), first) for name, *fields in split for added in switched]
 
     label = functools.cache(lambda entry: parse(config, entry).label)
     variants = [parse(config, entry, baseline and label(baseline)) for entry, baseline in pairs]
@@ -133,7 +131,7 @@ def make_variants(
 
 def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Variant:
     """The variant of one entry; see `make_variants`."""
-    name, *settings = entry.split(":")
+    name, *settings = _split(entry)
     strategy, *confounds = name.split("+")
     try:
         load_strategy(strategy)
@@ -212,6 +210,13 @@ def _parse_sweep(sweep: str) -> tuple[str, list[str]]:
     if not field or not values or not all(values.split(",")):
         raise ConfigError(f"--sweep={sweep}: must be FIELD:VALUE,VALUE,..., as in allocation.options.alpha:1e-3,1e-2")
     return field, values.split(",")
+
+
+def _split(entry: str) -> list[str]:
+    """The strategy with its confounds, then the settings: `m:Class+clip:a.b=1` -> `m:Class+clip`, `a.b=1`."""
+    name, *rest = entry.split(":")
+    is_path = rest and "=" not in rest[0] and name.partition("+")[0] not in STRATEGIES  # of a strategy of one's own
+    return [f"{name}:{rest[0]}", *rest[1:]] if is_path else [name, *rest]
 
 
 def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:

@@ -21,9 +21,9 @@ GVM, BASE = ("gvm", "uniform"), ("uniform", None)
     ("entries", "more", "expected"),
     [
         (
-            ["uniform", "gvm", "gvm:allocation.alpha=1e-2:allocation.beta=1"],
+            ["uniform", "gvm", "gvm:allocation.options.alpha=1e-2:allocation.options.beta=1"],
             {},
-            [BASE, GVM, ("gvm:allocation.alpha=0.01:allocation.beta=1.0", "uniform")],
+            [BASE, GVM, ("gvm:allocation.options.alpha=0.01:allocation.options.beta=1.0", "uniform")],
         ),
         (
             ["uniform", "gvm", "cures"],
@@ -45,9 +45,9 @@ GVM, BASE = ("gvm", "uniform"), ("uniform", None)
             [BASE, GVM, *((f"gvm{names}", "uniform") for names in ("+clip", "+token_mean", "+clip+token_mean"))],
         ),
         (
-            ["uniform", "gvm:allocation.alpha=0.5"],
+            ["uniform", "gvm:allocation.options.alpha=0.5"],
             {"confounds": ["clip"]},
-            [BASE, *((f"gvm{names}:allocation.alpha=0.5", "uniform") for names in ("", "+clip"))],
+            [BASE, *((f"gvm{names}:allocation.options.alpha=0.5", "uniform") for names in ("", "+clip"))],
         ),
     ],
 )
@@ -59,13 +59,24 @@ def test_entries_sweeps_and_confounds_name_the_variants(config, entries, more, e
     assert len({variant.folder for variant in variants}) == len(variants)
 
 
-@pytest.mark.parametrize("entry", ["gvm:allocation.alpha=0.5", "gvm:allocation.cost=tokens", "gvm:model.remat=none"])
+@pytest.mark.parametrize(
+    "entry", ["gvm:allocation.options.alpha=0.5", "gvm:allocation.cost=tokens", "gvm:model.remat=none"]
+)
 def test_a_variant_changes_what_it_says_and_the_seed_alone(config, entry):
     changed = flat(parse(config, entry).config(config, seed=7).to_dict())
     field, value = entry.removeprefix("gvm:").split("=")
     assert str(changed[field]) == value and changed["seed"] == 7
     assert changed == flat(config.to_dict()) | {field: changed[field], "seed": 7}
     assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
+
+
+def test_a_strategy_of_ones_own_is_an_entry_too(config):
+    entry = "gvm_jax.strategies.vip:Vip+clip:allocation.min_samples=3:allocation.options.group_baseline=mean"
+    variant = parse(config, entry)
+    assert variant.label == entry
+    assert variant.config(config, 0).allocation.options.to_dict() == {"group_baseline": "mean"}
+    (_, plain, clipped) = make_variants(config, ["uniform", "gvm_jax.allocation:Gvm"], confounds=["clip"])
+    assert (plain.label, clipped.label) == ("gvm_jax.allocation:Gvm", "gvm_jax.allocation:Gvm+clip")
 
 
 def test_equal_counts_have_no_pilots_unless_they_are_asked_for(config):
@@ -135,7 +146,7 @@ def test_updates_and_micro_batches_follow_the_algorithm(config):
         (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1,1.0"}, "name each variant once"),
         (["uniform"], {"sweep": "allocation.options.alpha:1"}, "names the baseline alone"),
         (["uniform"], {"confounds": ["clip"]}, "names the baseline alone"),
-        (["uniform", "gvm"], {"sweep": "allocation.alpha:1", "confounds": ["clip"]}, "one at a time"),
+        (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1", "confounds": ["clip"]}, "one at a time"),
         (
             ["gvm:rollouts_per_step=8"],
             {},
