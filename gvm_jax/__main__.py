@@ -10,7 +10,7 @@ import sys
 
 import gvm_jax
 
-COMMANDS = {  # module of gvm_jax -> what it does
+COMMANDS = {  # name -> what it does
     "train": "train a reasoner (the quickstart's by default); the same command resumes",
     "evaluate": "score a model or a run's policy on benchmarks; the same command resumes",
     "config": "list the fields of a config with their defaults, allowed values and meanings",
@@ -22,6 +22,7 @@ COMMANDS = {  # module of gvm_jax -> what it does
     "convert": "write a run's policy as a Hugging Face folder",
     "benchmark": "measure speed beside PyTorch's and JAX's engines, and agreement with PyTorch",
 }
+MODULES = {"inspect": "inspect_data"}  # modules of gvm_jax whose names are not their commands'
 WRONG_COMMAND = 2  # exit code, as for wrong flags
 
 
@@ -56,7 +57,7 @@ def main() -> None:
     sys.argv[1:] = arguments
     if os.getcwd() not in sys.path:  # as `python -m` does: a user's modules are found
         sys.path.insert(0, os.getcwd())
-    runpy.run_module(f"gvm_jax.{name}", run_name="__main__", alter_sys=True)
+    runpy.run_module(f"gvm_jax.{MODULES.get(name, name)}", run_name="__main__", alter_sys=True)
 
 
 if __name__ == "__main__":

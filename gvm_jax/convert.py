@@ -28,7 +28,12 @@ from gvm_jax.training import fingerprints
 
 
 def convert(
-    workdir: os.PathLike[str], out: pathlib.Path, dtype: str, step: int | None = None, base: str | None = None
+    workdir: os.PathLike[str],
+    out: pathlib.Path,
+    dtype: str = "bfloat16",
+    step: int | None = None,
+    base: str | None = None,
+    overwrite: bool = False,
 ) -> int:
     """Write the parameters of a checkpoint, by default the newest, to `out`; returns the step they are from.
 
@@ -38,15 +43,15 @@ def convert(
       dtype: of the weights, a name of `DTYPES`.
       step: of the checkpoint; None = the newest.
       base: the run's base model, whose config and tokenizer are copied, where `model.path` no longer names it.
+      overwrite: `out` may hold a model already.
 
     Raises:
-      ConfigError, NoCheckpoint: the workdir has no config or no checkpoint.
+      ConfigError: the workdir has no config, or the base model is another one than the run's.
+      NoCheckpoint: the workdir has no checkpoint.
       DataError: its tokenizer does not know the run's `rollout.stop_tokens`.
-      ModelError: the base model is not there, or `out` is no folder for a model: something else's config.json would be
-        lost.
-      ConfigError: the base model is another one than the run's.
+      ModelError: the base model is not there, or `out` holds files that are no model's, or a model without `overwrite`.
     """
-    _check_out(out)
+    _check_out(out, overwrite)
     config = run_config(workdir)
     if base is not None:
         config.model.path = base
@@ -68,10 +73,12 @@ def convert(
     return step
 
 
-def _check_out(out: pathlib.Path) -> None:
-    held = out / "config.json"
+def _check_out(out: pathlib.Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise ModelError(f"--out={out} is a file; name a folder")
+    if not out.exists() or not any(out.iterdir()):
+        return
+    held = out / "config.json"
     try:
         models = not held.exists() or "model_type" in json.loads(held.read_text(encoding="utf-8"))
     except ValueError:
@@ -80,6 +87,8 @@ def _check_out(out: pathlib.Path) -> None:
         raise ModelError(f"--out={out} holds an {ADAPTER}, which would be applied to the model; name another folder")
     if not models:
         raise ModelError(f"--out={out} holds a config.json that is no model's, perhaps a run's; name another folder")
+    if not overwrite:
+        raise ModelError(f"--out={out} is not empty; name another folder, or give --overwrite to replace its model")
 
 
 def run_config(workdir: os.PathLike[str]) -> ConfigDict:
@@ -108,10 +117,13 @@ def main() -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder to write")
     parser.add_argument("--model", help="the run's base model, where its config's model.path no longer names it")
     parser.add_argument("--dtype", choices=sorted(DTYPES), default="bfloat16", help="type of the written weights")
+    parser.add_argument("--overwrite", action="store_true", help="write into a folder that is not empty")
     arguments = parser.parse_args()
     logging.set_verbosity(logging.ERROR)
     with command.one_line():
-        step = convert(arguments.workdir, arguments.out, arguments.dtype, arguments.step, arguments.model)
+        step = convert(
+            arguments.workdir, arguments.out, arguments.dtype, arguments.step, arguments.model, arguments.overwrite
+        )
     print(f"wrote step {step} to {arguments.out} ({arguments.dtype})")
     data = run_config(arguments.workdir).data
     if (data.system_prompt, data.user_template) != ("", "{problem}"):

@@ -5,43 +5,24 @@ intervals. The model is `--config.model.path`, or a training run's policy with -
 WORKDIR/DATA_SET/samples.jsonl as soon as it is graded; the same command goes on where it was stopped.
 """
 
-import json
 import pathlib
-import re
 import sys
-import time
-from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import rich
 from absl import flags, logging
 from ml_collections import ConfigDict
 
 from gvm_jax import command
-from gvm_jax.config import ConfigError, diff, from_json, validate
-from gvm_jax.data import PromptSet
-from gvm_jax.data.prompts import describe
-from gvm_jax.evaluation.draw import draw
-from gvm_jax.evaluation.store import SampleStore
-from gvm_jax.evaluation.summary import summarize, table_rows
-from gvm_jax.models.qwen2 import Params
-from gvm_jax.models.sharding import param_shardings
+from gvm_jax.config import ConfigError
+from gvm_jax.evaluation.evaluate import evaluate
+from gvm_jax.evaluation.scores import table_rows
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime import distributed
-from gvm_jax.runtime.checkpoint_files import best_step, restore_subtree
-from gvm_jax.runtime.checksums import checksum
 from gvm_jax.runtime.compilation_cache import keep_programs
-from gvm_jax.runtime.mesh import describe_devices
-from gvm_jax.runtime.owner import Owner
-from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
+from gvm_jax.runtime.preemption import EXIT_CODE, Preempted
 from gvm_jax.runtime.progress import final_table
-from gvm_jax.runtime.workdir import workdir_path
 from gvm_jax.training.journal import MAX_TRUNCATED
-from gvm_jax.training.sampler import Sampler
-
-PROMPT_FIELDS = ("system_prompt", "user_template")  # of the section `data`
 
 _DATA = flags.DEFINE_list("data", None, "Data sets, named as config.evaluation.path is. Default: that one.")
 _CHECKPOINT = flags.DEFINE_string(
@@ -51,161 +32,16 @@ _CHECKPOINT = flags.DEFINE_string(
 _STEP = flags.DEFINE_string("step", "newest", "Step of the checkpoint: a number, newest, or best (held out).")
 
 
-def evaluate(
-    config: ConfigDict, workdir: pathlib.Path, paths: Sequence[str], checkpoint: str | None = None, step: str = "newest"
-) -> dict[str, dict[str, Any]]:
-    """Sample, grade and score each data set; what is in the workdir already is not drawn again.
-
-    Args:
-      config: a run's; its sections of training are not looked at.
-      workdir: a folder for each data set, and `metrics.json`.
-      paths: of the data sets. Those that are no short names have the other fields of `config.evaluation` and the
-        columns of `config.data`.
-      checkpoint: folder of a training run; None = the weights of `model.path`.
-      step: of the checkpoint: a number, "newest" or "best".
-
-    Returns:
-      Summary by the data set's name.
-
-    Raises:
-      ConfigError, DataError, ModelError, OSError: bad input, or another evaluation's workdir.
-      VerifierFailure: the grader failed on too many answers.
-      Preempted: on SIGTERM or Ctrl-C; the answers so far are kept.
-    """
-    if step not in ("newest", "best") and not step.isdecimal():
-        raise ConfigError(f"--step={step}: must be a number, newest or best")
-    config = ConfigDict(config.to_dict())
-    trained = _run_config(checkpoint) if checkpoint else None
-    config.model.path = config.model.path or (trained.model.path if trained else "")
-    config.evaluation.path, config.data.path = ",".join(paths), ",".join(paths)
-    validate(config)
-    names = data_set_names(paths)
-    first = jax.process_index() == 0
-    with StopSignal() as stop, Owner(workdir) as owner, Sampler(config, stop.check) as sampler:
-        data_sets = {name: sampler.load_prompts("evaluation", path) for name, path in zip(names, paths, strict=True)}
-        sampler.build()
-        params, weights = _load_weights(sampler, checkpoint, step)
-        settings = common_settings(sampler) | {"weights": weights}
-        owner.take()
-        stores = {
-            name: SampleStore(
-                workdir / name,
-                {"questions": {"path": path, "number": len(prompts), "hash": prompts.fingerprint()}, **settings},
-            )
-            for path, (name, prompts) in zip(paths, data_sets.items(), strict=True)
-        }
-        stop.nothing_to_lose = False
-        if first:
-            print(*_describe(sampler, data_sets, weights, trained), f"workdir   {workdir}", "", sep="\n", flush=True)
-        policy, summaries, begin = None, {}, time.perf_counter()
-
-        def load_policy():
-            nonlocal params, policy
-            if policy is None:
-                policy = sampler.engine.load(params)
-                params = None  # the policy's may be a copy in another type
-            return policy
-
-        for name, prompts in data_sets.items():
-            records = draw(sampler, load_policy, prompts, stores[name], name)
-            summaries[name] = summarize(records, config.evaluation.samples, sampler.grader.equivalent, config.seed)
-        if first:
-            print(f"took      {time.perf_counter() - begin:.0f} s\n")
-            path = workdir / "metrics.json"
-            path.write_text(json.dumps(summaries, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    return summaries
-
-
-def common_settings(sampler: Sampler) -> dict[str, Any]:
-    """What a sample depends on beside its question and the weights. Slots, pages and devices change none."""
-    config = sampler.config
-    fields = {
-        "data": (*PROMPT_FIELDS, "max_prompt_tokens"),
-        "evaluation": ("samples", "temperature"),
-        "rewards": ("function",),
-        "rollout": ("max_new_tokens", "top_p", "top_k", "stop_tokens", "weight_dtype"),
-    }
-    chosen = {section: {name: config[section][name] for name in names} for section, names in fields.items()}
-    model = {name: value for name, value in sampler.fingerprint.items() if name != "weights"}  # whose come apart
-    model |= {"path": config.model.path, "compute_dtype": sampler.model.dtype.name}
-    return {"seed": config.seed, "model": model, **chosen}
-
-
-def data_set_names(paths: Sequence[str]) -> list[str]:
-    """Folders of the data sets: `data/math500.jsonl` -> math500, `openai/gsm8k` -> gsm8k.
-
-    Raises:
-      ConfigError: two have the same name, or there is none.
-    """
-    names = [re.sub(r"[^\w.-]", "-", re.sub(r"\.(jsonl?|parquet|csv)$", "", pathlib.PurePath(p).name)) for p in paths]
-    if not all(names):
-        raise ConfigError("no data set is named: give --data=FILE or --config.evaluation.path=FILE")
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ConfigError(f"--data={','.join(paths)}: two are called {min(twice)}; give each a --workdir of its own")
-    return names
-
-
-def _run_config(checkpoint: str) -> ConfigDict:
-    path = workdir_path(checkpoint) / "config.json"
-    if not path.exists():
-        raise ConfigError(f"--checkpoint={checkpoint}: is not the folder of a run, which has a config.json")
-    return from_json(path.read_text())
-
-
-def _load_weights(sampler: Sampler, checkpoint: str | None, step: str) -> tuple[Params, dict[str, Any]]:
-    """Parameters, and what they are known by."""
-    if checkpoint is None:
-        params, where = sampler.load_params(), {}
-    else:
-        if step == "best":
-            number = best_step(checkpoint)
-        else:
-            number = None if step == "newest" else int(step)
-        abstract = jax.tree.map(
-            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=sharding),
-            sampler.model.abstract_params, param_shardings(sampler.model, sampler.mesh),
-        )  # fmt: skip
-        params, restored = restore_subtree(checkpoint, "params", abstract, number)
-        where = {"checkpoint": checkpoint, "step": restored}
-    return params, where | {"checksum": checksum(params)}
-
-
-def _describe(
-    sampler: Sampler, data_sets: Mapping[str, PromptSet], weights: Mapping[str, Any], trained: ConfigDict | None
-) -> list[str]:
-    """What a person wants to know before the first sample, a line each."""
-    config, engine = sampler.config, sampler.engine
-    parameters = sum(x.size for x in jax.tree.leaves(sampler.model.abstract_params))
-    of = f", step {weights['step']} of {weights['checkpoint']}" if trained else ""
-    lines = [f"model     {config.model.path}: {parameters / 1e6:.1f} M parameters, {sampler.dtype_reason}{of}"]
-    lines.append(sampler.describe_tokens())
-    for name, prompts in data_sets.items():
-        lines += [f"data      {name}: {len(prompts):,} questions", *describe(prompts)]
-    if trained:
-        mine, its = ({name: of.data[name] for name in PROMPT_FIELDS} for of in (config, trained))
-        lines += [f"note      not the prompts it was trained with: data.{change}" for change in diff(its, mine)]
-    temperature = f"temperature {config.evaluation.temperature:g}" if config.evaluation.temperature else "greedy"
-    return [
-        *lines,
-        f"samples   {config.evaluation.samples} of each question, {temperature}, "
-        f"at most {config.rollout.max_new_tokens} tokens",
-        f"rollouts  {engine.replicas} × {engine.settings.slots} slots, attention {engine.kernels}, "
-        f"weights {engine.weight_dtype}, KV cache {engine.cache_bytes / 2**20:.0f} MiB",
-        f"devices   {describe_devices()}; mesh " + " x ".join(f"{k} {v}" for k, v in sampler.mesh.shape.items()),
-    ]
-
-
 def main() -> None:
     """Parse flags, evaluate, report."""
     config, workdir = command.config(), command.workdir("evaluate-")
     logging.set_verbosity(logging.WARNING)
     # Errors of the start; the others are caught inside, where all processes hear them.
     with command.one_line(), distributed.start(config.distributed):
-        run_and_report(config, workdir)
+        _run(config, workdir)
 
 
-def run_and_report(config: ConfigDict, workdir: str) -> None:
-    """Evaluate and show the table; errors that a user can mend end with one line."""
+def _run(config: ConfigDict, workdir: str) -> None:
     try:
         with command.one_line(VerifierFailure):
             if "://" in workdir:

@@ -12,7 +12,7 @@ from absl.testing import flagsaver
 
 import gvm_jax
 from gvm_jax import command
-from gvm_jax.__main__ import COMMANDS
+from gvm_jax.__main__ import COMMANDS, MODULES
 from gvm_jax.config import ConfigError
 from gvm_jax.data import DataError
 from gvm_jax.models.config import ModelError
@@ -228,7 +228,7 @@ def test_a_wrong_flag_or_value_ends_every_command_with_2_and_writes_nothing(line
 def test_help_lists_the_commands_and_the_flags_of_one(console):
     shown = {line: console[0][line][1] for line in SHOWN}
     for name in COMMANDS:
-        assert importlib.util.find_spec(f"gvm_jax.{name}") and f"\n  {name} " in shown["--help"]
+        assert importlib.util.find_spec(f"gvm_jax.{MODULES.get(name, name)}") and f"\n  {name} " in shown["--help"]
     assert shown["--version"] == f"gvm_jax {gvm_jax.__version__}\n" and shown["config mesh"].startswith("mesh.data = ")
     flags = {
         name: [line.split()[0].partition("=")[0] for line in shown[name].splitlines() if line.startswith("  --")]

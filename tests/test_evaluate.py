@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from gvm_jax.config import ConfigError
-from gvm_jax.evaluate import data_set_names, evaluate
 from gvm_jax.evaluation import draw
+from gvm_jax.evaluation.evaluate import data_set_names, evaluate
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.checkpoint_files import best_step
 from gvm_jax.runtime.workdir import Workdir, record_config
@@ -81,8 +81,8 @@ def test_every_sample_is_kept(finished):
     problems = [json.loads(line) for line in pathlib.Path(SUMS).read_text().splitlines()]
     for line in lines:
         assert line["prompt"] == problems[line["question"]]["problem"] + "="
-        assert line["gold"] == str(problems[line["question"]]["answer"])
-        assert (line["status"] == "correct") == (line["answer"] == line["gold"])
+        assert line["reference"] == str(problems[line["question"]]["answer"])
+        assert (line["status"] == "correct") == (line["answer"] == line["reference"])
         assert line["response"].endswith(rf"\boxed{{{line['answer']}}}") or line["answer"] is None
         assert line["stopped"] == (len(line["tokens"]) < 50 or line["tokens"][-1] in (15, 16))
 

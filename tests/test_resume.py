@@ -167,7 +167,7 @@ def test_a_moved_base_model_is_named_to_the_export(finished, tmp_path):  # noqa:
     with pytest.raises(
         ConfigError, match=r"moved': not the model that .* began with: other config\.json's rms_norm_eps"
     ):
-        convert(tmp_path / "run", tmp_path / "out", "float32", base=str(tmp_path / "moved"))
+        convert(tmp_path / "run", tmp_path / "out", "float32", base=str(tmp_path / "moved"), overwrite=True)
 
 
 def test_a_lost_record_is_told_and_its_totals_go_on(stopped, finished, caplog):  # noqa: F811

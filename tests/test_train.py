@@ -19,7 +19,7 @@ from configs import quickstart
 from gvm_jax.config import ConfigError
 from gvm_jax.convert import convert
 from gvm_jax.data import load_tokenizer
-from gvm_jax.evaluate import evaluate
+from gvm_jax.evaluation.evaluate import evaluate
 from gvm_jax.models.config import ModelError, Qwen2Config
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
@@ -167,7 +167,7 @@ def test_an_exported_policy_ends_where_training_ended_responses(finished, tmp_pa
     for model, stop_tokens in ((quickstart.MODEL, []), (quickstart.MODEL, ["<|im_end|>"]), (base, [])):
         config["model"]["path"], config["rollout"]["stop_tokens"] = str(model), stop_tokens
         (run / "config.json").write_text(json.dumps(config))
-        convert(run, tmp_path / "model", "bfloat16")
+        convert(run, tmp_path / "model", "bfloat16", overwrite=True)
         ends.append(json.loads((tmp_path / "model/generation_config.json").read_text())["eos_token_id"])
     assert ends == [[16, 15], [16], [15, 16]]
 
@@ -185,6 +185,10 @@ def test_an_export_overwrites_nothing_but_a_model(finished, tmp_path, held):
     (tmp_path / "file").touch()
     with pytest.raises(ModelError, match=r"--out=.*file is a file"):
         convert(finished, tmp_path / "file", "bfloat16")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model/config.json").write_text('{"model_type": "qwen2"}')
+    with pytest.raises(ModelError, match=r"--out=.*model is not empty; name another folder, or give --overwrite"):
+        convert(finished, tmp_path / "model", "bfloat16")
     (tmp_path / "lora").mkdir()
     (tmp_path / "lora/adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match=r"holds an adapter_config.json, which would be applied to the model"):

@@ -1,1 +1,1 @@
-"""What the evaluation command is made of."""
+"""Scores of a policy on benchmarks."""

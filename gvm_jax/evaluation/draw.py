@@ -1,4 +1,4 @@
-"""Draws what an evaluation lacks: samples that are not on disk yet, and grades that the verifier failed on."""
+"""Draws the missing samples of an evaluation, and grades again those that the verifier failed on."""
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -24,14 +24,14 @@ def draw(
 ) -> list[dict[str, Any]]:
     """All samples of the prompts, in order of question and sample; those on disk are not drawn again.
 
-    A sample's tokens depend on (seed, question, sample) and the settings alone, so what was drawn before and what is
-    drawn now go together. Answers that the verifier failed on are graded again.
+    A sample's tokens depend on (seed, question, sample) and the settings alone, so samples of several calls go
+    together. Answers that the verifier failed on are graded again.
 
     Args:
       sampler: built.
       load_policy: gives the policy; called if there is something to sample.
       prompts: the questions.
-      store: where samples are and go to.
+      store: of the samples.
       name: of the data set, for the progress.
 
     Raises:
@@ -45,7 +45,7 @@ def draw(
     with store:
         failed = [record for record in known.values() if Status(record["status"]) in FAILURES]
         for record in failed[jax.process_index() :: jax.process_count()]:
-            verdict = sampler.grader.submit(record["response"], record["gold"]).result()
+            verdict = sampler.grader.submit(record["response"], record["reference"]).result()
             store.write(record | _grade(verdict))
         missing = list(missing_runs(prompts.ids, samples, known))
         if missing:
@@ -109,7 +109,7 @@ def make_record(sampler: Sampler, prompts: PromptSet, answer: GradedSample) -> d
         "question": answer.prompt_id,
         "sample": answer.number,
         "prompt": sampler.tokenizer.decode(prompts.tokens[at]),
-        "gold": prompts.reference_answers[at],
+        "reference": prompts.reference_answers[at],
         "response": answer.text,
         "tokens": answer.response.tolist(),
         "stopped": int(answer.response[-1]) in sampler.endings.stop_ids,

@@ -41,7 +41,10 @@ class SampleStore:
         """
         parts = sorted(self._folder.glob("samples.*.jsonl"))
         files = [file for file in (self._folder / "samples.jsonl", *parts) if file.exists()]
-        return {(line["question"], line["sample"]): line for file in files for line, _ in complete_lines(file)}
+        lines = [line for file in files for line, _ in complete_lines(file)]
+        # "gold": as evaluations before 2026-12 have it
+        lines = [{"reference" if name == "gold" else name: value for name, value in line.items()} for line in lines]
+        return {(line["question"], line["sample"]): line for line in lines}
 
     def __enter__(self) -> "SampleStore":
         """Opens this process's file for `write`, without what a crash left half written."""

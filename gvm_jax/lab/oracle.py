@@ -1,4 +1,4 @@
-"""The counts that one would choose who knows the pool: what a strategy with fixed counts can reach at best.
+"""The best fixed counts for a known pool: a bound for all strategies with fixed counts.
 
 Where a sample's coefficient depends on its outcome and on how many of its prompt's n samples are accepted, k, and on
 nothing else, α(n, k) for an accepted and β(n, k) for a rejected one, the estimate of prompt i has
@@ -16,7 +16,7 @@ as ‖b_i‖² + 2 b_i·(b - b_i), each prompt's terms are made convex in n (the
 exactly.
 
 The error is minimised and not the variance alone: an estimate that weighs accepted samples by 1/k has no variance where
-nothing is ever accepted.
+no sample is ever accepted.
 """
 
 import dataclasses
@@ -28,9 +28,9 @@ from jaxtyping import Array, Float, Int
 from scipy.special import gammaln, xlog1py, xlogy
 
 from gvm_jax.allocation.uniform import Uniform
+from gvm_jax.lab.frozen_step import TrainStep, sample_coefficients, with_strategy
 from gvm_jax.lab.pool import Pool
-from gvm_jax.lab.simulation import sample_coefficients, target_coefficients
-from gvm_jax.training.step import TrainStep
+from gvm_jax.lab.simulation import target_coefficients
 
 ITERATIONS = 12
 
@@ -117,9 +117,7 @@ def error_table(step: TrainStep, pool: Pool, most: int) -> ErrorTable:
 
     Where coefficients depend on other prompts' samples too (`token_mean`), the table is that of prompts alone.
     """
-    plain = dataclasses.replace(
-        step, allocator=dataclasses.replace(step.allocator, strategy=Uniform()), pilot_samples=0
-    )
+    plain = with_strategy(step, Uniform())
     # A coefficient is a factor for the sample's length, which goes to its gradient, times one for the outcomes.
     even = pool.replace(response_lengths=np.ones_like(pool.response_lengths), max_response=1)
     per_outcome = np.asarray(target_coefficients(plain, even), np.float64)

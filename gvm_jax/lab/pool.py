@@ -1,7 +1,7 @@
 """The population of a variance study: samples of some prompts from a frozen policy, with a gradient each.
 
-What is drawn here is not a sample of something else in what follows: the pool's own frequencies and means are the truth
-that `simulation.py` draws from, with replacement, so accept rates and the gradient to estimate are known exactly.
+The pool's own frequencies and means are the truth: `simulation.py` draws from it with replacement, so accept rates and
+the gradient to estimate are known exactly.
 
 The gradient of a sample is that of its token-summed log-probability, g = ∇ Σ_t log π_T(y_t). It is kept as a count
 sketch (Charikar, Chen and Farach-Colton, 2002; inner products: arXiv 0902.2206): coordinates are multiplied by random
@@ -23,17 +23,14 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from gvm_jax.config import ConfigError, OnResume, flat, on_resume
+from gvm_jax.config import ConfigError
+from gvm_jax.lab.frozen_step import FrozenPolicy
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Model, Params
-from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
-from gvm_jax.runtime.checksums import checksum
 from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.files import claim, write_atomically
-from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
-from gvm_jax.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,19 +70,12 @@ class Pool:
 
 
 def collect(
-    run: Trainer,
-    params: Params,
-    step: int,
-    settings: PoolSettings,
-    folder: pathlib.Path,
-    progress: Callable[[str], None],
+    policy: FrozenPolicy, settings: PoolSettings, folder: pathlib.Path, progress: Callable[[str], None]
 ) -> Pool:
-    """Samples, grades and measures the prompts of a run's next steps; goes on where an earlier call was stopped.
+    """Samples, grades and measures a policy's next prompts; goes on where an earlier call was stopped.
 
     Args:
-      run: for its model, prompts, engine and grader.
-      params: of the frozen policy.
-      step: of the run that they are from; its prompts come first, and its samples are those that the run would draw.
+      policy: whose prompts and samples.
       settings: what to measure.
       folder: a file for each block of prompts; made here.
       progress: called with a line after each block.
@@ -93,89 +83,43 @@ def collect(
     Raises:
       ConfigError: the folder holds another pool, the prompts are not there, or `settings.parameters` chooses nothing.
     """
-    prompt_ids = _first_prompts(run, step, settings.prompts)
-    claim(folder / "pool.json", _identity(run, params, step, settings), "this pool is")
-    policy = run.sampler.engine.load(params)
-    sketch = CountSketch.random(num_coordinates(params, settings.parameters), settings.sketch, run.config.seed)
-    measure = jax.jit(functools.partial(_gradients, run, settings), compiler_options=compiler_options(run.sampler.mesh))
+    prompt_ids, config = policy.first_prompts(settings.prompts), policy.config
+    claim(folder / "pool.json", policy.identity() | {"pool": dataclasses.asdict(settings)}, "this pool is")
+    sketch = CountSketch.random(num_coordinates(policy.params, settings.parameters), settings.sketch, config.seed)
+    norm_settings = GradientNormSettings.from_config(config.gradient_norms)
+    temperature, logprob_chunk = config.rollout.temperature, config.optimizer.logprob_chunk
+
+    @functools.partial(jax.jit, compiler_options=compiler_options(policy.mesh))
+    def measure(params: Params, sketch: CountSketch, rollouts: Rollouts):
+        wanted = jnp.ones(rollouts.group.shape, bool)
+        norms = per_sample_gradient_norms(
+            policy.model, params, rollouts, wanted, norm_settings, temperature, logprob_chunk
+        )
+        return norms, *sketched_gradients(policy.model, params, sketch, rollouts, settings, temperature, logprob_chunk)
+
     blocks = []
     for begin in range(0, settings.prompts, settings.block):
         path = folder / f"{begin:05d}.npz"
+        ids = prompt_ids[begin : begin + settings.block]
         if not path.exists():
-            drawn = _sample(run, policy, prompt_ids[begin : begin + settings.block], settings.samples, step)
+            rollouts, rewards = policy.sample(ids, settings.samples)
+            norms, squared_norms, sketches = measure(policy.params, sketch, rollouts)
+            rows = {
+                "rewards": rewards, "stopped": rollouts.stopped, "response_lengths": rollouts.response_lengths,
+                "norms": norms, "squared_norms": squared_norms, "sketches": sketches,
+            }  # fmt: skip
             file = io.BytesIO()
-            np.savez(file, **_fields(*drawn, *measure(params, sketch, drawn[0])))
+            np.savez(file, **{name: np.asarray(x).reshape(len(ids), -1, *x.shape[1:]) for name, x in rows.items()})
             write_atomically(path, file.getvalue())
         with np.load(path) as saved:
             blocks.append(dict(saved))
         accepted = np.mean([np.mean(block["rewards"] > 0) for block in blocks])
-        done = min(begin + settings.block, settings.prompts)
         progress(
-            f"pool      {done}/{settings.prompts} prompts x {settings.samples} samples, accept rate {accepted:.3f}"
+            f"pool      {begin + len(ids)}/{settings.prompts} prompts x {settings.samples} samples, "
+            f"accept rate {accepted:.3f}"
         )
     arrays = {name: np.concatenate([block[name] for block in blocks]) for name in blocks[0]}
-    return Pool(**arrays, max_response=run.config.rollout.max_new_tokens)
-
-
-def _first_prompts(run: Trainer, step: int, wanted: int) -> Int[np.ndarray, " m"]:
-    """The first distinct prompts from a step of the stream on."""
-    if wanted > len(run.prompts):
-        raise ConfigError(
-            f"--prompts={wanted}: data.path = {run.config.data.path!r} has only {len(run.prompts)} prompts"
-        )
-    chosen = np.zeros(0, np.int32)
-    while len(chosen) < wanted:
-        batch = run.stream[step]
-        chosen = np.concatenate([chosen, batch[~np.isin(batch, chosen)]])
-        step += 1
-    return chosen[:wanted]
-
-
-def _identity(run: Trainer, params: Params, step: int, settings: PoolSettings) -> dict:
-    """All that the pool depends on, as JSON holds it: what a run may not change on resume, and what it is made from."""
-    sections = ("seed", "model", "data", "rollout", "gradient_norms")
-    kept = {
-        name: value
-        for name, value in flat(run.config).items()
-        if name.partition(".")[0] in sections and on_resume(name) is OnResume.KEPT
-    }
-    kept |= {section: run.fingerprints[section] for section in ("data", "model")}
-    return kept | {"step": step, "weights": checksum(params), "pool": dataclasses.asdict(settings)}
-
-
-def _sample(
-    run: Trainer, policy: Policy, prompt_ids, samples: int, step: int
-) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
-    """`samples` rollouts of each prompt, and their scores."""
-    key, temperature = run_key(run.config.seed, "rollouts", step), run.config.rollout.temperature
-    counts = np.full(len(prompt_ids), samples)
-    graded = run.sampler.sample(policy, run.prompts, prompt_ids, counts, key, temperature)
-    return graded.rollouts, graded.scores
-
-
-def _gradients(run: Trainer, settings: PoolSettings, params: Params, sketch: "CountSketch", rollouts: Rollouts):
-    """(norms as the run measures them, ‖g‖², sketch of g) of each row."""
-    config = run.config
-    temperature, logprob_chunk = config.rollout.temperature, config.optimizer.logprob_chunk
-    norms = per_sample_gradient_norms(
-        run.sampler.model, params, rollouts, jnp.ones(rollouts.group.shape, bool),
-        GradientNormSettings.from_config(config.gradient_norms), temperature, logprob_chunk,
-    )  # fmt: skip
-    return norms, *sketched_gradients(run.sampler.model, params, sketch, rollouts, settings, temperature, logprob_chunk)
-
-
-def _fields(rollouts: Rollouts, rewards: Float[np.ndarray, " N"], norms, squared_norms, sketches) -> dict:
-    """The arrays of `Pool` for some prompts, by name."""
-    rows = {
-        "rewards": rewards,
-        "stopped": rollouts.stopped,
-        "response_lengths": rollouts.response_lengths,
-        "norms": norms,
-        "squared_norms": squared_norms,
-        "sketches": sketches,
-    }
-    prompts = int(rollouts.group[-1]) + 1
-    return {name: np.asarray(x).reshape(prompts, -1, *x.shape[1:]) for name, x in rows.items()}
+    return Pool(**arrays, max_response=config.rollout.max_new_tokens)
 
 
 def num_coordinates(params: Params, pattern: str) -> int:

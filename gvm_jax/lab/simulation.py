@@ -1,9 +1,9 @@
-"""Steps of a run, hundreds of times over from a pool of samples: what a strategy would draw, and the estimate it gives.
+"""A training step repeated hundreds of times on samples of a pool: the counts of a strategy and its gradient estimates.
 
 A repetition draws each prompt's samples from the pool with replacement, in an order of its own (a stream). All
-strategies see the same streams and differ in how far they read them, so what differs between them is less a matter of
-luck. Everything else is the run's own code: statistics and their updates, the strategy, rounds, pilots, and the
-objective, whose gradient before the first update is
+strategies see the same streams and differ in how far they read them, so their differences have little noise. Everything
+else is the run's own code: statistics and their updates, the strategy, rounds, pilots, and the objective, whose
+gradient before the first update is
 
     ĝ = Σ_j c_j g_j,   c_j = minus the derivative of the loss with respect to log π of a token of sample j.
 
@@ -20,30 +20,26 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from gvm_jax.allocation import statistics
-from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.statistics import PromptStatistics, Sums
-from gvm_jax.allocation.strategy import Progress
 from gvm_jax.allocation.uniform import Uniform
+from gvm_jax.lab.frozen_step import TrainStep, allocate, next_round, sample_coefficients, with_strategy
 from gvm_jax.lab.pool import Pool
-from gvm_jax.rollout.rollouts import Rollouts
-from gvm_jax.training.objectives import Tokens
-from gvm_jax.training.step import TrainStep
 
 BATCH = 32  # repetitions computed at once
-TOKEN_TOLERANCE = 0.005  # of the tokens that `spend` is to spend
+TOKEN_TOLERANCE = 0.005  # relative, of the tokens that `spend` is to spend
 _CERTAIN = 1e6  # visits of the whole pool that stand for knowing it
 
 
 @dataclasses.dataclass(frozen=True)
 class Scenario:
-    """A strategy and what it knows of the prompts when the step begins.
+    """A strategy and its knowledge of the prompts when the step begins.
 
-    `step` is that of a run with m = `prompts_per_step`: allocator, objective, pilots. Its budget is not read.
+    `step` has m = `prompts_per_step` prompts; its budget is not read.
     """
 
     step: TrainStep
     visits: int = 0  # earlier visits of every prompt by the same policy and strategy
-    told: bool = False  # knows the pool's accept rates, norms and lengths instead
+    with_true_statistics: bool = False  # in their place, the pool's accept rates, norms and lengths
 
 
 @struct.dataclass
@@ -54,7 +50,7 @@ class Outcomes:
     counts: Int[Array, "R m"]  # samples drawn, pilots included
     tokens: Float[Array, " R"]  # response tokens drawn, pilots included
     useful: Bool[Array, "R m"]  # prompts of which a sample has a gradient
-    accept_rates: Float[Array, "R m"]  # p as the allocation believed it
+    accept_rates: Float[Array, "R m"]  # p as the allocation estimated it
 
 
 @functools.partial(jax.jit, static_argnames=("scenario", "repetitions", "longest"))
@@ -86,7 +82,7 @@ def spend(
 ) -> tuple[Outcomes, int]:
     """Repeats a step whose budget in samples is such that it takes `tokens` on average, pilots included.
 
-    A strategy that samples in rounds may stop before: what it leaves over of twice `budget` is not spent.
+    A strategy that samples in rounds may stop before.
 
     Args:
       scenario: what to repeat.
@@ -119,12 +115,9 @@ def target_coefficients(step: TrainStep, pool: Pool, copies: int = 32) -> Float[
     but for the group statistics' n - 1, which is off by 1/(copies · S).
     """
     m, samples = pool.rewards.shape
-    everything = dataclasses.replace(
-        step, allocator=dataclasses.replace(step.allocator, strategy=Uniform()), pilot_samples=0
-    )
     stream = jnp.tile(jnp.arange(samples), (m, copies))
     counts = jnp.full(m, samples * copies)
-    return _coefficients(everything, pool, stream, counts, m * samples * copies)
+    return _coefficients(with_strategy(step, Uniform()), pool, stream, counts, m * samples * copies)
 
 
 def _step(scenario: Scenario, pool: Pool, budget: Int[Array, ""], longest: int, key: Key[Array, ""]) -> Outcomes:
@@ -136,7 +129,7 @@ def _step(scenario: Scenario, pool: Pool, budget: Int[Array, ""], longest: int, 
     def earlier(visit, known: PromptStatistics) -> PromptStatistics:
         return _visit(scenario.step, pool, known, stream(visit), budget, visit)[2]
 
-    known = _everything_known(pool) if scenario.told else statistics.init(m)
+    known = _true_statistics(pool) if scenario.with_true_statistics else statistics.init(m)
     known = jax.lax.fori_loop(1, 1 + scenario.visits, earlier, known)
     drawn = stream(0)
     counts, accept_rates, _ = _visit(scenario.step, pool, known, drawn, budget, 1 + scenario.visits)
@@ -150,7 +143,7 @@ def _step(scenario: Scenario, pool: Pool, budget: Int[Array, ""], longest: int, 
     )
 
 
-def _everything_known(pool: Pool) -> PromptStatistics:
+def _true_statistics(pool: Pool) -> PromptStatistics:
     m, samples = pool.rewards.shape
     once = _observe(pool, jnp.tile(jnp.arange(samples), (m, 1)), 0, samples)
     many = jax.tree.map(lambda total: _CERTAIN * total, once)
@@ -160,36 +153,25 @@ def _everything_known(pool: Pool) -> PromptStatistics:
 def _visit(
     step: TrainStep, pool: Pool, known: PromptStatistics, stream: Int[Array, "m longest"], budget: Int[Array, ""], when
 ) -> tuple[Int[Array, " m"], Float[Array, " m"], PromptStatistics]:
-    """Samples drawn of each prompt, pilots included; p as it was believed; and the statistics afterwards."""
-    m, allocator, pilots = pool.rewards.shape[0], step.allocator, step.pilot_samples
-    prompts, decay = jnp.arange(m), allocator.decay
+    """Samples drawn of each prompt, pilots included; the estimate of p; and the statistics afterwards."""
+    m, pilots, decay = pool.rewards.shape[0], step.pilot_samples, step.allocator.decay
+    prompts = jnp.arange(m)
     if pilots:
         known = statistics.update(known, prompts, _observe(pool, stream, 0, pilots), decay, when)
         decay = 1.0  # one visit
-    counts, info = allocator.next_counts(known, prompts, budget - m * pilots)
-    if allocator.strategy.rounds:
-        counts = _rounds(allocator, pool, stream, counts, budget)
-    counts = pilots + counts
-    observed = _observe(pool, stream, pilots, counts)
-    return counts, info.accept_rate, statistics.update(known, prompts, observed, decay, when)
+    first, accept_rates = allocate(step, known, budget - m * pilots)
+    accepted = jnp.take_along_axis(pool.rewards > 0, stream[:, pilots:], axis=1)
+    successes = jnp.pad(jnp.cumsum(accepted, axis=1), ((0, 0), (1, 0)))  # [m, n] of the first n fresh samples
 
-
-def _rounds(
-    allocator: Allocator, pool: Pool, stream: Int[Array, "m longest"], first: Int[Array, " m"], budget: Int[Array, ""]
-) -> Int[Array, " m"]:
-    """Samples of each prompt once its strategy asks for no more."""
-    accepted = jnp.take_along_axis(pool.rewards > 0, stream, axis=1)
-    successes = jnp.pad(jnp.cumsum(accepted, axis=1), ((0, 0), (1, 0)))  # [m, n] of the first n samples
-
-    def next_round(state):
+    def another_round(state):
         counts, _, rounds = state
-        progress = Progress(
-            successes=jnp.take_along_axis(successes, counts[:, None], axis=1)[:, 0], trials=counts, rounds=rounds
-        )
-        more = allocator.more_counts(progress, budget - counts.sum())
+        accepted_so_far = jnp.take_along_axis(successes, counts[:, None], axis=1)[:, 0]
+        more = next_round(step, accepted_so_far, counts, rounds, budget - m * pilots - counts.sum())
         return counts + more, more, rounds + 1
 
-    return jax.lax.while_loop(lambda state: state[1].any(), next_round, (first, first, jnp.int32(1)))[0]
+    counts = pilots + jax.lax.while_loop(lambda state: state[1].any(), another_round, (first, first, jnp.int32(1)))[0]
+    observed = _observe(pool, stream, pilots, counts)
+    return counts, accept_rates, statistics.update(known, prompts, observed, decay, when)
 
 
 def _observe(pool: Pool, stream: Int[Array, "m longest"], begin, end) -> Sums:
@@ -237,42 +219,3 @@ def _coefficients(
         step, group, of_rows(pool.rewards), of_rows(pool.response_lengths), of_rows(pool.stopped), pool.max_response
     )
     return jnp.zeros(pool.rewards.shape).at[prompt, sample].add(jnp.where(inside, coefficients, 0))
-
-
-def sample_coefficients(
-    step: TrainStep,
-    group: Int[Array, " N"],
-    rewards: Float[Array, " N"],
-    lengths: Int[Array, " N"],
-    stopped: Bool[Array, " N"],
-    max_response: int,
-) -> Float[Array, " N"]:
-    """c_j of a step's rows: minus the loss's derivative by log π of a token, at the policy that sampled them.
-
-    It is the same for all tokens of a response, so that of the first is taken, and g_j, the gradient of their sum, is
-    all that is needed. A KL penalty is left out.
-
-    Args:
-      step: for its objective, strategy and pilots.
-      group: prompt of each row, m = `prompts_per_step` for padding; with pilots, those come first.
-      rewards: of the rows.
-      lengths: response tokens.
-      stopped: ended by a stop token.
-      max_response: the length limit.
-    """
-    objective, first_token = step.objective, jnp.zeros((len(group), 1))
-    rollouts = Rollouts(
-        tokens=jnp.zeros((len(group), 0), jnp.int32), prompt_lengths=jnp.zeros_like(group), response_lengths=lengths,
-        logprobs=first_token, group=group, stopped=stopped,
-    )  # fmt: skip
-    terms = step.sample_terms(rollouts, rewards)
-    prompts_per_sample = step.prompts_per_step / jnp.maximum(terms.trained.sum(), 1)
-    denominator = objective.denominator(terms, lengths, max_response, prompts_per_sample)
-
-    def loss(logprobs: Float[Array, "N 1"]) -> Float[Array, ""]:
-        old = None if objective.importance_cap is None else first_token
-        tokens = Tokens.of_rows(jnp.minimum(lengths, 1), 1)
-        return objective.loss_sums(logprobs, first_token, old, None, tokens, terms, lengths).loss
-
-    # 0 where no row is trained: then the loss is 0 too.
-    return -jax.grad(loss)(first_token)[:, 0] / jnp.where(denominator > 0, denominator, 1.0)

@@ -1,11 +1,11 @@
-"""The variants of a comparison, from how they are typed: which fields each one sets, and what it is compared with.
+"""The variants of a comparison, from how they are typed: the fields that each sets, and its baseline.
 
     gvm                                 a strategy
     gvm:allocation.options.alpha=1e-2   with a field set; further ones follow, each after a colon
     gvm+updates+clip                    with confounds of the reference comparison, each after a plus
     my_strategy:Power+clip              one of your own
 
-A `confound` is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
+A confound is something besides the counts that the reference implementation (RLHFlow/GVM) does to GVM and not to the
 methods that it is compared with. Each is off here unless it is asked for.
 """
 
@@ -19,68 +19,44 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from gvm_jax.allocation import STRATEGIES, load_strategy, make_strategy
-from gvm_jax.config import FIELDS, ConfigError, from_text, is_option, validate
+from gvm_jax.config import FIELDS, ConfigError, flat, from_text, is_option, validate
 
 _SET_ELSEWHERE = {
     "seed": "the comparison sets it; shift all with --config.seed",
     "allocation.strategy": "it is the entry's name; use --strategies",
 }
-NOT_OFFERED = {
-    "anchor": "a KL reference that moves and an Adam state that is dropped between iterations cannot be configured"
-}
 
-
-def _updates(config: ConfigDict) -> dict[str, Any]:
-    """Mini-batches of a fixed size cut GVM's larger batches into more updates: 32 for 4 (RAFT++), 8 for 4 (GRPO)."""
-    factor = 2 if config.objective.algorithm == "grpo" else 8
-    return {"optimizer.updates_per_step": factor * config.optimizer.updates_per_step}
-
-
-def _token_mean(config: ConfigDict) -> dict[str, Any]:
-    """A mean over all tokens: a prompt weighs as much as the counts give it."""
-    return {"objective.weighting": "token_mean"}
-
-
-def _clip(config: ConfigDict) -> dict[str, Any]:
-    """A wider upper clip of the importance ratio."""
-    return {"objective.clip_high": 0.4}
-
-
-def _pilots(config: ConfigDict) -> dict[str, Any]:
-    """Pilots on top of the budget, thrown away after the allocation, and not counted as rollouts."""
-    return {
+CONFOUNDS: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
+    # Mini-batches of a fixed size cut GVM's larger batches into more updates: 32 for 4 (RAFT++), 8 for 4 (GRPO).
+    "updates": lambda config: {
+        "optimizer.updates_per_step": config.optimizer.updates_per_step
+        * (2 if config.objective.algorithm == "grpo" else 8)
+    },
+    # A mean over all tokens: a prompt's weight grows with its count.
+    "token_mean": lambda config: {"objective.weighting": "token_mean"},
+    # A wider upper clip of the importance ratio.
+    "clip": lambda config: {"objective.clip_high": 0.4},
+    # Pilots on top of the budget, thrown away after the allocation, and not counted as rollouts.
+    "pilots": lambda config: {
         "allocation.mode": "pilot",
         "allocation.pilot_weight": 0.0,
         "rollouts_per_step": config.rollouts_per_step + config.prompts_per_step * config.allocation.pilot_samples,
-    }
-
-
-def _dropped(config: ConfigDict) -> dict[str, Any]:
-    """The plain frequencies of this step's pilots, which are part of the budget: without an accepted one, no samples.
-
-    Set beside `gvm:allocation.mode=pilot` it shows what dropping does. Without pilots a dropped prompt would never be
-    measured again.
-    """
-    if config.allocation.strategy != "gvm":
-        raise ConfigError("confound 'dropped' turns gvm into gvm_paper; it goes with no other strategy")
-    return {"allocation.strategy": "gvm_paper", "allocation.mode": "pilot", "allocation.decay": 0.0}
-
-
-CONFOUNDS: dict[str, Callable[[ConfigDict], dict[str, Any]]] = {
-    "updates": _updates,
-    "token_mean": _token_mean,
-    "clip": _clip,
-    "pilots": _pilots,
-    "dropped": _dropped,
-}
+    },
+    # The plain frequencies of this step's pilots, which are part of the budget: without an accepted one, no samples.
+    # Set beside `gvm:allocation.mode=pilot` it shows what dropping does. Without pilots a dropped prompt would never be
+    # measured again.
+    "dropped": lambda config: {
+        "allocation.strategy": "gvm_paper", "allocation.mode": "pilot", "allocation.decay": 0.0
+    },
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """One of the things that are compared."""
+    """A strategy with its settings."""
 
     label: str  # an entry that gives this variant again
-    baseline: str | None  # label of what it is compared with; None = it is a baseline itself
+    baseline: str | None  # label of the variant that it is compared with; None = it is a baseline itself
     overrides: dict[str, Any]  # field -> value, on top of the config that all share
     free_pilots: int = 0  # rollouts of a step that are not counted: those of the confound `pilots`
 
@@ -105,11 +81,13 @@ class Variant:
         return config
 
 
-def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds: Sequence[str] = ()) -> list[Variant]:
+def make_variants(
+    config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds: Sequence[str] = ()
+) -> list[Variant]:
     """The variants of a comparison, baselines first.
 
     Args:
-      config: what all variants share.
+      config: shared by all variants.
       entries: as in the module's docstring; the first is the baseline of the others.
       sweep: "FIELD:VALUE,VALUE,...": each entry but the baseline, once with each value. A field outside of
         `allocation.` changes what equal counts do too, so the baseline then takes each value as well.
@@ -124,8 +102,10 @@ def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds:
         raise ConfigError(f"--strategies={','.join(entries)}: must name strategies, of {', '.join(STRATEGIES)}")
     first, *others = entries
     pairs = [(first, None), *((other, first) for other in others)]
+    if (sweep or confounds) and not others:
+        flag = "--sweep" if sweep else "--confounds"
+        raise ConfigError(f"{flag}: --strategies={first} names the baseline alone; add the strategy to vary")
     if sweep:
-        _check_more_than_baseline(others, first, "--sweep")
         field, values = _parse_sweep(sweep)
         moved = not field.startswith("allocation.")
         at = [f":{field}={value}" for value in values]
@@ -133,10 +113,11 @@ def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds:
         pairs = [(baseline, None) for baseline in dict.fromkeys(baselines)]
         pairs += [(other + value, base) for other in others for value, base in zip(at, baselines, strict=True)]
     if confounds:
-        _check_more_than_baseline(others, first, "--confounds")
         each = [f"+{name}" for name in confounds]
         switched = ["", *each, *(["".join(each)] if len(each) > 1 else [])]
-        pairs = [(first, None), *((_insert(other, names), first) for other in others for names in switched)]
+        split = [_split(other) for other in others]
+        pairs = [(first, None)]
+        pairs += [(":".join([name + added, *fields]), first) for name, *fields in split for added in switched]
 
     label = functools.cache(lambda entry: parse(config, entry).label)
     variants = [parse(config, entry, baseline and label(baseline)) for entry, baseline in pairs]
@@ -149,7 +130,7 @@ def plan(config: ConfigDict, entries: Sequence[str], sweep: str = "", confounds:
 
 
 def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Variant:
-    """The variant of one entry; see `plan`."""
+    """The variant of one entry; see `make_variants`."""
     name, *settings = _split(entry)
     strategy, *confounds = name.split("+")
     try:
@@ -178,14 +159,11 @@ def parse(config: ConfigDict, entry: str, baseline: str | None = None) -> Varian
 def _confounded(config: ConfigDict, entry: str, names: Sequence[str], set_here: dict) -> dict[str, Any]:
     overrides: dict[str, Any] = {}
     for name in names:
-        if name in NOT_OFFERED:
-            raise ConfigError(f"{entry}: confound {name!r} is not offered: {NOT_OFFERED[name]}")
         if name not in CONFOUNDS:
             raise ConfigError(f"{entry}: unknown confound {name!r}; use some of {', '.join(CONFOUNDS)}")
-        try:
-            overrides |= CONFOUNDS[name](config)
-        except ConfigError as error:
-            raise ConfigError(f"{entry}: {error}") from error
+        if name == "dropped" and config.allocation.strategy != "gvm":
+            raise ConfigError(f"{entry}: confound 'dropped' turns gvm into gvm_paper; it goes with no other strategy")
+        overrides |= CONFOUNDS[name](config)
     if twice := overrides.keys() & set_here.keys():
         raise ConfigError(f"{entry}: a confound sets {', '.join(sorted(twice))} too; leave one of the two out")
     config = _with(config, overrides)
@@ -209,7 +187,7 @@ def _parse_setting(config: ConfigDict, entry: str, setting: str) -> tuple[str, A
         raise ConfigError(f"{entry}: unknown field {field!r}; `gvm-jax config` lists the fields")
     if field in _SET_ELSEWHERE:
         raise ConfigError(f"{entry}: {field} cannot be set here: {_SET_ELSEWHERE[field]}")
-    kind = type(_get(config, field))
+    kind = type(flat(config)[field])
     if kind not in (bool, int, float, str):
         raise ConfigError(f"{entry}: {field} cannot be set here; set it for all with --config.{field}")
     value = from_text(text, FIELDS[field].default)
@@ -234,26 +212,11 @@ def _parse_sweep(sweep: str) -> tuple[str, list[str]]:
     return field, values.split(",")
 
 
-def _check_more_than_baseline(others: Sequence[str], first: str, flag: str) -> None:
-    if not others:
-        raise ConfigError(f"{flag}: --strategies={first} names the baseline alone; add the strategy to vary")
-
-
 def _split(entry: str) -> list[str]:
     """The strategy with its confounds, then the settings: `m:Class+clip:a.b=1` -> `m:Class+clip`, `a.b=1`."""
     name, *rest = entry.split(":")
     is_path = rest and "=" not in rest[0] and name.partition("+")[0] not in STRATEGIES  # of a strategy of one's own
     return [f"{name}:{rest[0]}", *rest[1:]] if is_path else [name, *rest]
-
-
-def _insert(entry: str, confounds: str) -> str:
-    """`gvm:a.b=1`, `+clip` -> `gvm+clip:a.b=1`."""
-    name, *settings = _split(entry)
-    return ":".join([name + confounds, *settings])
-
-
-def _get(config: ConfigDict, field: str) -> Any:
-    return functools.reduce(getattr, field.split("."), config)
 
 
 def _with(config: ConfigDict, overrides: dict[str, Any]) -> ConfigDict:

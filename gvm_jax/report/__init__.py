@@ -8,9 +8,9 @@ import rich
 from etils import epath
 
 from gvm_jax.report.figures import plot_allocation, plot_learning_curves
+from gvm_jax.report.final_numbers import side_by_side, summary_rows
 from gvm_jax.report.page import render
 from gvm_jax.report.records import RunRecord, read_run, read_runs
-from gvm_jax.report.summary import side_by_side, summary_rows
 from gvm_jax.runtime.progress import final_table
 
 __all__ = ["RunRecord", "read_run", "read_runs", "show", "show_several", "side_by_side", "summary_rows", "write"]

@@ -9,16 +9,17 @@ import base64
 import hashlib
 import html
 import importlib.resources
+import itertools
 import json
 import math
 import string
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gvm_jax.config import flat
+from gvm_jax.config import flat, get_config
 from gvm_jax.report import series
+from gvm_jax.report.final_numbers import final_numbers, side_by_side
 from gvm_jax.report.records import RunRecord, groups
-from gvm_jax.report.summary import side_by_side, summary_rows
 from gvm_jax.report.texts import texts
 
 _SCRIPTS = ("kit.js", "charts.js", "browser.js", "main.js")
@@ -56,8 +57,8 @@ def run_data(run: RunRecord, colour: int) -> dict[str, Any]:
     return {
         "name": run.name,
         "colour": colour,
-        "evaluation": series.curve(run.evaluation, "accuracy"),
-        "training": series.curve(run.metrics, "reward/mean"),
+        "evaluation": series.evaluation(run),
+        "training": series.training(run),
         "windows": series.windows(run),
         "budget": series.budget(run),
         "accept_rates": series.accept_rates(run),
@@ -88,7 +89,14 @@ def about(runs: Sequence[RunRecord]) -> str:
         "prompts a step": shared("prompts_per_step"),
         "rollouts a step": shared("rollouts_per_step"),
     }
-    return " · ".join(f"{name} {value}" for name, value in named.items() if value is not None)
+    line = " · ".join(f"{name} {value}" for name, value in named.items() if value is not None)
+    starts = runs[0].starts if len(runs) == 1 else []
+    if not starts:
+        return line
+    first, last = starts[0], starts[-1]
+    again = f", resumed {len(starts) - 1} times" if len(starts) > 1 else ""
+    where = [f"{name} {last[name]}" for name in ("commit", "devices") if last.get(name)]
+    return " · ".join([line, f"started {first.get('time', '?')}{again}", *where])
 
 
 def notices(runs: Sequence[RunRecord], left_out: Sequence[str]) -> str:
@@ -107,8 +115,8 @@ def notices(runs: Sequence[RunRecord], left_out: Sequence[str]) -> str:
 def tiles(run: RunRecord) -> str:
     """The final numbers of one run."""
     pairs = "".join(
-        f"<div><dt>{html.escape(row['of the run'])}</dt><dd>{html.escape(row[''])}</dd></div>"
-        for row in summary_rows(run)
+        f"<div><dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd></div>"
+        for name, value in final_numbers(run).items()
     )
     return f'<dl class="tiles">{pairs}</dl>' if pairs else "<p>None: no step was finished yet.</p>"
 
@@ -127,22 +135,32 @@ def table(runs: Sequence[RunRecord]) -> str:
 
 
 def settings(runs: Sequence[RunRecord]) -> str:
-    """The config of one run, or where the configs of several differ."""
+    """The config of one run by section, with the defaults of fields that differ; of several the fields that differ."""
     fields = [flat(run.config) for run in runs]
-    names = sorted(set().union(*fields))
+    names = list(dict.fromkeys(name for field in fields for name in field))
+    defaults = flat(get_config().to_dict()) if len(runs) == 1 else {}
     if len(runs) > 1:
         names = [name for name in names if len({repr(field.get(name)) for field in fields}) > 1]
     if not names:
         return "<p>The same for all runs.</p>" if any(fields) else "<p>No config.json.</p>"
-    runs_row = "".join(f'<th scope="col">{html.escape(run.name)}</th>' for run in runs)
-    body = "".join(
-        f'<tr><th scope="row">{html.escape(name)}</th>'
-        + "".join(f"<td>{html.escape(_shown(field, name))}</td>" for field in fields)
-        + "</tr>"
-        for name in names
-    )
-    head = f"<thead><tr><td></td>{runs_row}</tr></thead>" if len(runs) > 1 else ""
-    return _scrolled("Settings", f"{head}<tbody>{body}</tbody>")
+    columns = [run.name for run in runs] if len(runs) > 1 else ["of this run", "default, where it differs"]
+    titles = "".join(f'<th scope="col">{html.escape(title)}</th>' for title in columns)
+    bodies = []
+    for section, of_section in itertools.groupby(sorted(names, key=lambda name: (_section(name), name)), _section):
+        rows = [f'<tr><th scope="rowgroup" colspan="{len(columns) + 1}">{html.escape(section or "run")}</th></tr>']
+        for name in of_section:
+            cells = [_shown(field, name) for field in fields]
+            changed = bool(defaults) and _shown(defaults, name) != cells[0]
+            cells += [_shown(defaults, name) if changed else ""] if len(runs) == 1 else []
+            data = "".join(f"<td>{html.escape(cell)}</td>" for cell in cells)
+            label = html.escape(name.removeprefix(f"{section}."))
+            rows.append(f'<tr{" class=changed" if changed else ""}><th scope="row">{label}</th>{data}</tr>')
+        bodies.append(f"<tbody>{''.join(rows)}</tbody>")
+    return _scrolled("Settings", f"<thead><tr><td></td>{titles}</tr></thead>{''.join(bodies)}")
+
+
+def _section(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def _scrolled(label: str, rows: str) -> str:

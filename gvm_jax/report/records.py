@@ -24,6 +24,7 @@ class RunRecord:
     evaluation: Rows
     allocation: Rows
     samples: Rows
+    starts: Rows = dataclasses.field(default_factory=list)  # when, at which step, by which commit, on which devices
 
     @property
     def steps(self) -> int:
@@ -66,7 +67,10 @@ def read_run(workdir: str | os.PathLike[str], name: str | None = None) -> RunRec
         return RunRecord(
             name=name if name is not None else files.path.name,
             config=json.loads(config.read_text()) if config.exists() else {},
-            **{table: _rows(files.local, table) for table in ("metrics", "evaluation", "allocation", "samples")},
+            **{
+                table: _rows(files.local, table)
+                for table in ("metrics", "evaluation", "allocation", "samples", "starts")
+            },
         )
     finally:
         files.close()

@@ -1,6 +1,8 @@
 """The numbers that the page's charts draw, bounded however long a run was."""
 
+import collections
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,25 +15,80 @@ MAX_BLOCKS = 60  # columns of a chart by step; more steps than that are put toge
 MAX_WINDOWS = 10  # spans of steps to look at one by one
 MAX_PROMPTS = 400  # prompts of such a span
 _RATE_BINS = 10
-_PARTS = ("rollout_prefill", "rollout_idle")  # of the rollouts' seconds
-_NOT_ENDINGS = ("mean", "accept_rate")  # of `reward/`
 _COSTS = {"rollouts": "total/rollouts", "tokens": "total/sampled_tokens", "updates": "total/updates"}
+_NORMAL_95 = 1.96
+METRICS = (
+    "reward/mean", "reward/accept_rate", "train/loss", "train/gradient_norm", "train/entropy", "train/kl",
+    "train/clip_fraction", "rollout/response_tokens", "rollout/truncated", "rollout/logprob_mismatch",
+    "rollout/logprob_mismatch_max", "train/truncated_weights", "allocation/ideal_variance_ratio",
+    "train/packing_efficiency", "host/resident_bytes",
+)  # fmt: skip
 
 
-def curve(rows: Rows, value: str) -> dict[str, list]:
-    """A metric with the step and what was spent by then, in at most `MAX_POINTS` rows, first and last among them.
+def training(run: RunRecord) -> dict[str, Any]:
+    """The curves of `METRICS` that the run has, and of the speed of sampling and of the whole, in tokens a second."""
+    curves = {name: [row.get(name) for row in run.metrics] for name in METRICS}
+    tokens = np.diff([row.get("total/sampled_tokens", math.nan) for row in run.metrics], prepend=0.0)
+    for name, fields in (
+        ("speed/sampling", ("rollout",)),
+        ("speed/step", ("rollout", "reward", "allocation", "update")),
+    ):
+        seconds = [sum(row.get(f"seconds/{field}", 0.0) for field in fields) for row in run.metrics]
+        curves[name] = [float(n / s) if s else math.nan for n, s in zip(tokens, seconds, strict=True)]
+    return _curves(run.metrics, {name: values for name, values in curves.items() if any(map(_is_number, values))})
+
+
+def evaluation(run: RunRecord) -> dict[str, Any]:
+    """Held-out accuracy with its 95 % interval, where the number of questions is known."""
+    accuracy = [row["accuracy"] for row in run.evaluation]
+    curves = {"accuracy": accuracy}
+    if questions := held_out_questions(run):
+        bounds = [wilson(value, questions) for value in accuracy]
+        curves |= {"low": [low for low, _ in bounds], "high": [high for _, high in bounds]}
+    return _curves(run.evaluation, curves) | {"questions": questions}
+
+
+def held_out_questions(run: RunRecord) -> int | None:
+    """How many questions an evaluation has, by its own line, or by the config if the accuracies agree with it.
+
+    `evaluation.prompts` is a limit: a smaller data set has fewer. Its accuracies are then no multiples of one by it.
+    """
+    if run.evaluation and (recorded := run.evaluation[-1].get("questions")):
+        return int(recorded)
+    section = run.config.get("evaluation", {})
+    questions, samples = section.get("prompts") or 0, section.get("samples", 1)
+    correct = np.array([row["accuracy"] for row in run.evaluation]) * questions * samples
+    return questions if questions and np.all(np.abs(correct - correct.round()) < 1e-3) else None
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a binomial share of n; for means of several samples a question it is too wide."""
+    z = _NORMAL_95**2 / n
+    middle = (share + z / 2) / (1 + z)
+    half = math.sqrt(max(share * (1 - share) * z + z**2 / 4, 0.0)) / (1 + z)
+    return middle - half, middle + half
+
+
+def _curves(rows: Rows, curves: dict[str, list]) -> dict[str, Any]:
+    """Curves over their steps and costs, in at most `MAX_POINTS` points, first and last among them.
 
     `seconds` are those of all phases but evaluation, which no training needs.
     """
-    if len(rows) > MAX_POINTS:
-        rows = [rows[i] for i in np.linspace(0, len(rows) - 1, MAX_POINTS).round().astype(int)]
-    columns = {name: [row.get(total) for row in rows] for name, total in _COSTS.items()}
+    kept = np.unique(np.linspace(0, len(rows) - 1, min(len(rows), MAX_POINTS)).round().astype(int))
     seconds = [
         row["total/seconds"] - row.get("total/seconds/evaluation", 0.0) if "total/seconds" in row else None
         for row in rows
     ]
-    value_of = [row.get(value) for row in rows]
-    return {"steps": [row["step"] for row in rows], **columns, "seconds": seconds, "value": value_of}
+    axes = {name: [row.get(total) for row in rows] for name, total in _COSTS.items()}
+    axes |= {"steps": [row["step"] for row in rows], "seconds": seconds}
+    return {
+        **{name: [values[i] for i in kept] for name, values in axes.items()},
+        "values": {name: [values[i] for i in kept] for name, values in curves.items()},
+    }
+
+
+def _is_number(value: Any) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def blocks(rows: Rows, limit: int) -> list[Rows]:
@@ -83,36 +140,28 @@ def windows(run: RunRecord) -> list[dict[str, Any]]:
 
 def phases(run: RunRecord) -> dict[str, Any]:
     """Mean seconds of a block's steps by phase; an evaluation belongs to the step before it, the first to step 1."""
-    parts = blocks(run.metrics, MAX_BLOCKS)
-    names = [name for name in _suffixes(run.metrics, "seconds/") if name not in _PARTS]
-    seconds = {name: [_mean([row.get(f"seconds/{name}", 0.0) for row in part]) for part in parts] for name in names}
-    spent = _evaluation_seconds(run.evaluation)
-    if parts and spent:
-        first = run.metrics[0]["step"]
-        by_step = {}
-        for step, took in spent.items():
-            by_step[max(step, first)] = by_step.get(max(step, first), 0.0) + took
-        seconds["evaluation"] = [_mean([by_step.get(row["step"], 0.0) for row in part]) for part in parts]
-    return {"spans": spans(parts), "parts": seconds}
+    rows, spent, before = run.metrics, collections.Counter(), 0.0
+    for row in run.evaluation if rows else ():
+        total = row.get("total/seconds/evaluation", before)
+        spent[max(row["step"], rows[0]["step"])] += max(total - before, 0.0)
+        before = total
+    if spent.total():
+        rows = [{**row, "seconds/evaluation": spent[row["step"]]} for row in rows]
+    return _means(rows, "seconds/", left_out=("rollout_prefill", "rollout_idle"))  # parts of the rollouts' seconds
 
 
 def endings(run: RunRecord) -> dict[str, Any]:
     """Mean shares of a block's rollouts by the status of their grading."""
-    parts = blocks(run.metrics, MAX_BLOCKS)
-    names = [name for name in _suffixes(run.metrics, "reward/") if name not in _NOT_ENDINGS]
-    shares = {name: [_mean([row.get(f"reward/{name}", 0.0) for row in part]) for part in parts] for name in names}
-    return {"spans": spans(parts), "parts": shares}
+    return _means(run.metrics, "reward/", left_out=("mean", "accept_rate"))
 
 
-def _evaluation_seconds(rows: Rows) -> dict[int, float]:
-    totals = [(row["step"], row["total/seconds/evaluation"]) for row in rows if "total/seconds/evaluation" in row]
-    before = [0.0, *(total for _, total in totals)]
-    return {step: max(total - earlier, 0.0) for (step, total), earlier in zip(totals, before, strict=False)}
-
-
-def _suffixes(rows: Rows, prefix: str) -> list[str]:
-    """What follows a prefix in the names of the rows' fields, in order."""
-    return list(dict.fromkeys(name.removeprefix(prefix) for row in rows for name in row if name.startswith(prefix)))
+def _means(rows: Rows, prefix: str, left_out: Sequence[str]) -> dict[str, Any]:
+    """The means over a block's rows of the fields with a prefix, 0 where a row has none."""
+    parts = blocks(rows, MAX_BLOCKS)
+    fields = dict.fromkeys(name for row in rows for name in row if name.startswith(prefix))
+    names = [name for name in fields if name.removeprefix(prefix) not in left_out]
+    means = {name: [float(np.mean([row.get(name, 0.0) for row in part])) for part in parts] for name in names}
+    return {"spans": spans(parts), "parts": {name.removeprefix(prefix): values for name, values in means.items()}}
 
 
 def _columns(part: Rows, *names: str) -> list[np.ndarray]:
@@ -127,7 +176,3 @@ def _shares(rates: np.ndarray, weights: np.ndarray, edges: np.ndarray) -> list[f
 
 def _labels(edges: np.ndarray) -> list[str]:
     return [f"{low:.1f}–{high:.1f}" for low, high in itertools.pairwise(edges)]
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else 0.0

@@ -32,7 +32,7 @@ def test_every_missing_sample_is_asked_for_once(ids, samples, known, size):
 def test_answers_that_the_verifier_failed_on_are_graded_again_without_a_sample(tmp_path):
     def record(sample, status):
         return {
-            "question": 0, "sample": sample, "prompt": "", "gold": "5", "response": rf"\boxed{{{5 + sample}}}",
+            "question": 0, "sample": sample, "prompt": "", "reference": "5", "response": rf"\boxed{{{5 + sample}}}",
             "tokens": [1], "stopped": True, "status": status, "answer": str(5 + sample),
         }  # fmt: skip
 

@@ -65,3 +65,9 @@ def test_what_has_moved_is_known_by_its_content(tmp_path):
     SampleStore(tmp_path, {"questions": {"path": "b.jsonl", "hash": "1"}, "model": {"path": "new"}})
     with pytest.raises(ConfigError, match=r"Fields:\n  questions\.hash: '1' -> '2'$"):
         SampleStore(tmp_path, {"questions": {"path": "a.jsonl", "hash": "2"}, "model": {"path": "old"}})
+
+
+def test_an_older_files_name_of_the_reference_is_read(tmp_path):
+    (tmp_path / "samples.jsonl").write_text('{"question": 0, "sample": 0, "gold": "5", "status": "wrong"}\n')
+    store = SampleStore(tmp_path, SETTINGS)
+    assert store.load() == {(0, 0): {"question": 0, "sample": 0, "reference": "5", "status": "wrong"}}

@@ -1,15 +1,11 @@
-"""Populations made by hand and steps without a model, for the variance lab."""
-
-import dataclasses
+"""Populations made by hand and steps without a model, for the variance study."""
 
 import numpy as np
 import pytest
 
 from gvm_jax.config import get_config
-from gvm_jax.lab import variants
+from gvm_jax.lab import frozen_step, variants
 from gvm_jax.lab.pool import Pool
-from gvm_jax.lab.study import replace_algorithm
-from gvm_jax.training.step import TrainStep
 
 
 @pytest.fixture(scope="session")
@@ -29,12 +25,11 @@ def lab_config():
 
 @pytest.fixture(scope="session")
 def make_step():
-    """A function (config, entry) -> the step of that entry, which samples and trains nothing."""
+    """A function (config, entry) -> the step of that entry."""
 
     def make(config, entry="uniform"):
-        without_model = TrainStep(**{field.name: None for field in dataclasses.fields(TrainStep)})
         own = variants.parse(config, entry).config(config, seed=0)
-        return replace_algorithm(without_model, own, config.prompts_per_step)
+        return frozen_step.make_step(own, config.prompts_per_step)
 
     return make
 

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from gvm_jax.lab import oracle
-from gvm_jax.lab.measures import measure
+from gvm_jax.lab.frozen_step import with_strategy
+from gvm_jax.lab.gradient_errors import measure
 from gvm_jax.lab.oracle import ErrorTable, best_counts, convex_gains, error_table
 from gvm_jax.lab.simulation import Scenario, simulate, target_coefficients
-from gvm_jax.lab.study import Fixed, with_strategy
+from gvm_jax.lab.variance_study import Fixed
 
 RATES = (0.1, 0.3, 0.6, 0.9)
 COUNTS = (7, 5, 3, 4)

@@ -7,6 +7,7 @@ import pytest
 
 from configs import quickstart
 from gvm_jax.config import ConfigError
+from gvm_jax.lab.frozen_step import FrozenPolicy
 from gvm_jax.lab.pool import CountSketch, PoolSettings, collect, num_coordinates, sketched_gradients
 from gvm_jax.models.logprobs import select_logprobs
 from gvm_jax.models.packed_attention import segment_attention
@@ -97,11 +98,11 @@ def run():
 
 
 def test_a_pool_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
-    params, lines = run.initial_state().params, []
+    policy, lines = FrozenPolicy(run), []
     settings = PoolSettings(prompts=6, samples=4, sketch=32, block=2)
 
     def get(settings):
-        return collect(run, params, 0, settings, tmp_path / "pool", lines.append)
+        return collect(policy, settings, tmp_path / "pool", lines.append)
 
     pool = get(settings)
     files = sorted((tmp_path / "pool").glob("*.npz"))
@@ -127,14 +128,14 @@ def test_a_pool_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
     with pytest.raises(ConfigError, match=r"(?s)pool.json: this pool is of something else.*pool.samples: 4 -> 5"):
         get(PoolSettings(prompts=6, samples=5, sketch=32, block=2))
     with pytest.raises(ConfigError, match=r"--prompts=1000: data.path = .builtin:arithmetic. has only 256 prompts"):
-        collect(run, params, 0, PoolSettings(prompts=1000, samples=1), tmp_path / "other", print)
+        collect(policy, PoolSettings(prompts=1000, samples=1), tmp_path / "other", print)
 
 
 def test_the_pool_begins_with_the_samples_that_the_run_would_draw(run, tmp_path):
     state = run.initial_state()
     _, graded = run.collect(state)
     settings = PoolSettings(prompts=4, samples=int(state.counts.max()), sketch=32, block=4)
-    pool = collect(run, state.params, 0, settings, tmp_path / "pool", lambda _: None)
+    pool = collect(FrozenPolicy(run), settings, tmp_path / "pool", print)
     for i in range(4):
         rows = graded.rollouts.group == i
         np.testing.assert_array_equal(pool.response_lengths[i, : rows.sum()], graded.rollouts.response_lengths[rows])

@@ -5,8 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from gvm_jax.lab.measures import measure, ratio
-from gvm_jax.lab.simulation import Scenario, sample_coefficients, simulate, spend, target_coefficients
+from gvm_jax.lab.frozen_step import sample_coefficients
+from gvm_jax.lab.gradient_errors import measure, ratio
+from gvm_jax.lab.simulation import Scenario, simulate, spend, target_coefficients
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.training.objectives import ALGORITHMS, Tokens
 
@@ -149,7 +150,7 @@ def test_knowledge_grows_with_visits_and_ends_in_the_truth(lab_config, make_step
     pool = make_pool(np.linspace(0.05, 0.95, 12))
     step = make_step(config, "gvm")
     scores = [measured(step, pool, run(step, pool, 96, 100, visits=v)).brier for v in (0, 1, 8)]
-    result = measured(step, pool, run(step, pool, 96, 100, told=True))
+    result = measured(step, pool, run(step, pool, 96, 100, with_true_statistics=True))
     assert scores[0] > scores[1] > scores[2] > result.brier
     np.testing.assert_allclose(result.brier, result.brier_truth, rtol=1e-4)
     np.testing.assert_allclose(scores[0], np.mean((0.5 - pool.accept_rates) ** 2) + result.brier_truth, rtol=1e-4)

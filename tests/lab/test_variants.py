@@ -3,8 +3,8 @@
 import pytest
 
 from configs import quickstart
-from gvm_jax.config import ConfigError
-from gvm_jax.lab.variants import parse, plan
+from gvm_jax.config import ConfigError, flat
+from gvm_jax.lab.variants import make_variants, parse
 
 ALPHA = "allocation.options.alpha"
 
@@ -14,68 +14,59 @@ def config():
     return quickstart.get_config()
 
 
-def labels(variants):
-    return [(variant.label, variant.baseline) for variant in variants]
+GVM, BASE = ("gvm", "uniform"), ("uniform", None)
 
 
-def test_the_first_entry_is_the_baseline_of_the_others(config):
-    variants = plan(config, ["uniform", "gvm", "gvm:allocation.options.alpha=1e-2:allocation.options.beta=1"])
-    assert labels(variants) == [
-        ("uniform", None),
-        ("gvm", "uniform"),
-        ("gvm:allocation.options.alpha=0.01:allocation.options.beta=1.0", "uniform"),
-    ]
-    assert [variant.folder for variant in variants] == [
-        "uniform", "gvm", "gvm-allocation.options.alpha=0.01-allocation.options.beta=1.0"
-    ]  # fmt: skip
+@pytest.mark.parametrize(
+    ("entries", "more", "expected"),
+    [
+        (
+            ["uniform", "gvm", "gvm:allocation.options.alpha=1e-2:allocation.options.beta=1"],
+            {},
+            [BASE, GVM, ("gvm:allocation.options.alpha=0.01:allocation.options.beta=1.0", "uniform")],
+        ),
+        (
+            ["uniform", "gvm", "cures"],
+            {"sweep": "allocation.decay:0.5,1"},
+            [
+                BASE,
+                *((f"{name}:allocation.decay={value}", "uniform") for name in ("gvm", "cures") for value in (0.5, 1.0)),
+            ],
+        ),
+        (  # equal counts depend on it: the baseline moves too
+            ["uniform", "gvm"],
+            {"sweep": "rollouts_per_step:256,1024"},
+            [(f"uniform:rollouts_per_step={n}", None) for n in (256, 1024)]
+            + [(f"gvm:rollouts_per_step={n}", f"uniform:rollouts_per_step={n}") for n in (256, 1024)],
+        ),
+        (
+            ["uniform", "gvm"],
+            {"confounds": ["clip", "token_mean"]},
+            [BASE, GVM, *((f"gvm{names}", "uniform") for names in ("+clip", "+token_mean", "+clip+token_mean"))],
+        ),
+        (
+            ["uniform", "gvm:allocation.options.alpha=0.5"],
+            {"confounds": ["clip"]},
+            [BASE, *((f"gvm{names}:allocation.options.alpha=0.5", "uniform") for names in ("", "+clip"))],
+        ),
+    ],
+)
+def test_entries_sweeps_and_confounds_name_the_variants(config, entries, more, expected):
+    variants = make_variants(config, entries, **more)
+    assert [(variant.label, variant.baseline) for variant in variants] == expected
+    for variant in variants:  # a label typed again is the same variant
+        assert parse(config, variant.label, variant.baseline) == variant
+    assert len({variant.folder for variant in variants}) == len(variants)
 
 
-def test_a_label_typed_again_is_the_same_variant(config):
-    for entry in ("gvm+clip+updates:allocation.options.alpha=1e-5", "uniform:optimizer.learning_rate=3E-4"):
-        variant = parse(config, entry)
-        assert parse(config, variant.label) == variant
-
-
-def test_a_variant_changes_what_it_says_and_the_seed_alone(config):
-    (_, gvm) = plan(config, ["uniform", "gvm:allocation.options.alpha=0.5"])
-    changed = gvm.config(config, seed=7)
-    assert changed.allocation.options.alpha == 0.5 and changed.seed == 7
-    changed.seed = config.seed
-    del changed.allocation.options.alpha
-    assert changed.to_dict() == config.to_dict()
-
-
-def test_equal_counts_have_no_pilots_unless_they_are_asked_for(config):
-    config.allocation.mode = "pilot"
-    uniform, with_pilots, gvm = plan(config, ["uniform", "uniform:allocation.mode=pilot", "gvm"])
-    modes = [variant.config(config, 0).allocation.mode for variant in (uniform, with_pilots, gvm)]
-    assert modes == ["online", "pilot", "pilot"]
-
-
-def test_a_sweep_trains_every_strategy_but_the_baseline_at_each_value(config):
-    variants = plan(config, ["uniform", "gvm", "cures"], sweep="allocation.decay:0.5,1")
-    assert labels(variants) == [
-        ("uniform", None),
-        ("gvm:allocation.decay=0.5", "uniform"),
-        ("gvm:allocation.decay=1.0", "uniform"),
-        ("cures:allocation.decay=0.5", "uniform"),
-        ("cures:allocation.decay=1.0", "uniform"),
-    ]
-
-
-def test_a_sweep_of_what_equal_counts_depend_on_moves_the_baseline_too(config):
-    variants = plan(config, ["uniform", "gvm"], sweep="rollouts_per_step:256,1024")
-    assert labels(variants) == [
-        ("uniform:rollouts_per_step=256", None),
-        ("uniform:rollouts_per_step=1024", None),
-        ("gvm:rollouts_per_step=256", "uniform:rollouts_per_step=256"),
-        ("gvm:rollouts_per_step=1024", "uniform:rollouts_per_step=1024"),
-    ]
-
-
-def test_a_text_and_a_truth_value_can_be_swept(config):
-    first, second = plan(config, ["uniform", "gvm"], sweep="allocation.cost:samples,tokens")[1:]
-    assert [v.config(config, 0).allocation.cost for v in (first, second)] == ["samples", "tokens"]
+@pytest.mark.parametrize(
+    "entry", ["gvm:allocation.options.alpha=0.5", "gvm:allocation.cost=tokens", "gvm:model.remat=none"]
+)
+def test_a_variant_changes_what_it_says_and_the_seed_alone(config, entry):
+    changed = flat(parse(config, entry).config(config, seed=7).to_dict())
+    field, value = entry.removeprefix("gvm:").split("=")
+    assert str(changed[field]) == value and changed["seed"] == 7
+    assert changed == flat(config.to_dict()) | {field: changed[field], "seed": 7}
     assert parse(config, "gvm:objective.mask_truncated=true").overrides["objective.mask_truncated"] is True
 
 
@@ -84,23 +75,14 @@ def test_a_strategy_of_ones_own_is_an_entry_too(config):
     variant = parse(config, entry)
     assert variant.label == entry
     assert variant.config(config, 0).allocation.options.to_dict() == {"group_baseline": "mean"}
-    (_, plain, clipped) = plan(config, ["uniform", "gvm_jax.allocation:Gvm"], confounds=["clip"])
+    (_, plain, clipped) = make_variants(config, ["uniform", "gvm_jax.allocation:Gvm"], confounds=["clip"])
     assert (plain.label, clipped.label) == ("gvm_jax.allocation:Gvm", "gvm_jax.allocation:Gvm+clip")
 
 
-def test_confounds_come_alone_and_together(config):
-    variants = plan(config, ["uniform", "gvm"], confounds=["clip", "token_mean"])
-    assert labels(variants) == [
-        ("uniform", None),
-        ("gvm", "uniform"),
-        ("gvm+clip", "uniform"),
-        ("gvm+token_mean", "uniform"),
-        ("gvm+clip+token_mean", "uniform"),
-    ]
-    assert labels(plan(config, ["uniform", "gvm"], confounds=["clip"]))[1:] == [
-        ("gvm", "uniform"),
-        ("gvm+clip", "uniform"),
-    ]
+def test_equal_counts_have_no_pilots_unless_they_are_asked_for(config):
+    config.allocation.mode = "pilot"
+    modes = {"uniform": "online", "uniform:allocation.mode=pilot": "pilot", "gvm": "pilot"}
+    assert {entry: parse(config, entry).config(config, 0).allocation.mode for entry in modes} == modes
 
 
 def test_what_the_confounds_set(config):
@@ -118,12 +100,9 @@ def test_what_the_confounds_set(config):
     assert dropped.config(config, 0).allocation.mode == "pilot"
 
 
-def test_grpo_is_given_the_updates_that_the_reference_gives_it():
-    config = quickstart.get_config("grpo")
-    assert parse(config, "gvm+updates").overrides["optimizer.updates_per_step"] == 4
-
-
-def test_micro_batches_shrink_to_what_divides_an_update(config):
+def test_updates_and_micro_batches_follow_the_algorithm(config):
+    grpo = quickstart.get_config("grpo")  # the reference gives it 8 for 4
+    assert parse(grpo, "gvm+updates").overrides["optimizer.updates_per_step"] == 4
     config.optimizer.micro_batch = 64  # 512 rollouts / 16 updates = 32
     assert parse(config, "gvm+updates").config(config, 0).optimizer.micro_batch == 32
     assert parse(config, "gvm+clip").config(config, 0).optimizer.micro_batch == 64
@@ -154,7 +133,6 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
             "allocation.options.alpha: Uniform has no options",
         ),
         (["uniform", "gvm:allocation.pilot_samples=2"], {}, "add --config.allocation.mode=pilot"),
-        (["uniform", "gvm+anchor"], {}, "confound 'anchor' is not offered"),
         (["uniform", "gvm+magic"], {}, "unknown confound 'magic'; use some of updates"),
         (["uniform", "cures+dropped"], {}, "cures+dropped: confound 'dropped' turns gvm into gvm_paper"),
         (["uniform", "gvm+clip:objective.clip_high=0.3"], {}, "a confound sets objective.clip_high too"),
@@ -169,25 +147,19 @@ def test_micro_batches_shrink_to_what_divides_an_update(config):
         (["uniform"], {"sweep": "allocation.options.alpha:1"}, "names the baseline alone"),
         (["uniform"], {"confounds": ["clip"]}, "names the baseline alone"),
         (["uniform", "gvm"], {"sweep": "allocation.options.alpha:1", "confounds": ["clip"]}, "one at a time"),
+        (
+            ["gvm:rollouts_per_step=8"],
+            {},
+            "gvm:rollouts_per_step=8: rollouts_per_step = 8: must be >= prompts_per_step",
+        ),
+        (["gvm:optimizer.micro_batch=3"], {}, "optimizer.micro_batch = 3: must divide"),
+        (["vip"], {}, "vip: allocation.min_samples = 1: must be >= "),
+        (["dapo+pilots"], {}, "dapo+pilots: allocation.mode = 'pilot': allocation.strategy = 'dapo' samples in rounds"),
     ],
     ids=lambda value: str(value)[:40],
 )
 def test_what_cannot_be_compared_is_one_clear_line(config, entries, more, message):
     with pytest.raises(ConfigError) as raised:
-        plan(config, entries, **more)
-    assert message in str(raised.value) and "\n" not in str(raised.value)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ("gvm:rollouts_per_step=8", "gvm:rollouts_per_step=8: rollouts_per_step = 8: must be >= prompts_per_step"),
-        ("gvm:optimizer.micro_batch=3", "optimizer.micro_batch = 3: must divide"),
-        ("vip", "vip: allocation.min_samples = 1: must be >= "),
-        ("dapo+pilots", "dapo+pilots: allocation.mode = 'pilot': allocation.strategy = 'dapo' samples in rounds"),
-    ],
-)
-def test_a_variant_that_cannot_be_run_is_one_clear_line(config, entry, message):
-    with pytest.raises(ConfigError) as raised:
-        parse(config, entry).config(config, 0)
+        for variant in make_variants(config, entries, **more):
+            variant.config(config, 0)
     assert message in str(raised.value) and "\n" not in str(raised.value)

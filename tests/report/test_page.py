@@ -16,7 +16,8 @@ from gvm_jax.report.page import render
 from gvm_jax.report.records import groups, read_run, read_runs
 
 HOSTILE = "</script x></script><img src=x onerror=\"document.title='taken'\"><!-- &lt;b&gt; \u2028 \ud800"
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chromium-headless-shell")
+CHROMIUM = next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def write_run(folder, steps=3, hostile=False, seed=0, **config):
@@ -31,7 +32,7 @@ def write_run(folder, steps=3, hostile=False, seed=0, **config):
     rows = {
         "metrics": [
             {"step": i, "reward/mean": 0.5, "reward/accept_rate": 0.5, "reward/correct": 0.5, "reward/wrong": 0.5}
-            | {"seconds/rollout": 1.0, "seconds/update": 2.0, **totals(i)}
+            | {"train/loss": -0.1 * i, "seconds/rollout": 1.0, "seconds/update": 2.0, **totals(i)}
             for i in range(1, steps + 1)
         ],
         "evaluation": [{"step": i, "accuracy": i / 4, **totals(i)} for i in range(steps + 1)],
@@ -95,18 +96,34 @@ def test_hostile_text_stays_text(tmp_path):
         assert not [tag for tag, _ in elements.found if tag in ("img", "b")]
         data = json.loads(elements.scripts["application/json"])
         text = HOSTILE.replace("\ud800", "\ufffd")
-        assert data["runs"][0]["name"] == text and data["steps"][0]["response"][0] == text + " of 1"
+        assert data["runs"][0]["name"] == text and data["steps"][0]["columns"]["response"][0] == text + " of 1"
         assert len(elements.scripts[""]) > 10_000 and "learningSection" in elements.scripts[""]
 
 
 def test_a_run_is_all_in_the_data(tmp_path):
     data = json.loads(Elements(render([read_run(write_run(tmp_path / "run"))])).scripts["application/json"])
     (run,) = data["runs"]
-    assert run["evaluation"]["value"] == [0, 0.25, 0.5, 0.75] and run["evaluation"]["rollouts"] == [0, 10, 20, 30]
-    assert run["training"]["value"] == [0.5] * 3 and run["training"]["steps"] == [1, 2, 3]
+    evaluation, training = run["evaluation"], run["training"]
+    assert evaluation["values"]["accuracy"] == [0, 0.25, 0.5, 0.75] and evaluation["rollouts"] == [0, 10, 20, 30]
+    assert training["values"]["train/loss"] == [-0.1, -0.2, -0.3] and training["steps"] == [1, 2, 3]
+    assert training["values"]["speed/sampling"] == [10] * 3 and "train/kl" not in training["values"]
     assert run["windows"][2]["rate"] == [0.25, None] and run["windows"][2]["count"] == [1, 3]
-    assert run["budget"]["cells"][0][2] == 0.25, "the samples of a prompt without a belief are in no bin"
+    assert run["budget"]["cells"][0][2] == 0.25, "the samples of a prompt without an estimate are in no bin"
     assert [step["step"] for step in data["steps"]] == [1, 2, 3]
+    assert data["steps"][0]["prompts"]["8"] == {"count": 3, "p": None, "G": 20, "accepted": 1}
+
+
+def test_a_page_says_when_where_and_with_which_settings_a_run_was_made(tmp_path):
+    folder = write_run(tmp_path / "run", evaluation={"every": 10, "samples": 3})
+    assert "started" not in render([read_run(folder)]).decode()
+    starts = [{"time": "2026-01-02 03:04 UTC", "commit": "abc", "devices": f"{n} x cpu"} for n in (4, 8)]
+    (folder / "starts.jsonl").write_text("".join(json.dumps({"step": 1, **start}) + "\n" for start in starts))
+    page = render([read_run(folder)]).decode()
+    assert "started 2026-01-02 03:04 UTC, resumed 1 times · commit abc · devices 8 x cpu</p>" in page
+    sections = re.findall(r'rowgroup" colspan="3">(\w+)<', page)
+    assert sections == ["run", "data", "evaluation", "journal"]
+    changed = re.findall(r'<tr class=changed><th scope="row">(\w+)</th><td>(.*?)</td><td>(.*?)</td>', page)
+    assert ("samples", "3", "1") in changed and "every" not in [name for name, _, _ in changed]
 
 
 def test_runs_that_differ_in_the_seed_share_a_colour_and_are_named_by_what_is_their_own(tmp_path):
@@ -182,13 +199,20 @@ def test_pages_of_other_runs_are_other_pages(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("folder", "message"),
-    [("", "give those in it, such as .*study/a$"), ("study", "give those in it, such as"), ("x", "give a --workdir")],
+    ("folders", "message"),
+    [
+        ([""], "is not the folder of a run.*give those in it, such as .*/broken$"),
+        (["study"], "is not the folder of a run.*give those in it, such as"),
+        (["x"], "x: is not the folder of a run.*give a --workdir"),
+        (["study/a", "x"], "x: is not the folder of a run"),
+        (["broken"], r"error: .*allocation\.jsonl, line 1: not JSON; remove or repair"),
+    ],
 )
-def test_a_folder_that_is_no_run_is_one_line(folder, message, tmp_path, monkeypatch):
+def test_a_folder_that_is_no_run_or_has_a_broken_line_is_one_line(folders, message, tmp_path, monkeypatch):
     write_run(tmp_path / "study/a")
-    with pytest.raises(SystemExit, match=f"is not the folder of a run.*{message}") as raised:
-        call(monkeypatch, tmp_path / folder)
+    (write_run(tmp_path / "broken") / "allocation.jsonl").write_text("nonsense\n")
+    with pytest.raises(SystemExit, match=message) as raised:
+        call(monkeypatch, *(tmp_path / folder for folder in folders))
     assert "\n" not in str(raised.value)
 
 
@@ -199,31 +223,22 @@ def test_of_several_folders_those_that_are_no_runs_are_left_out_with_a_word(tmp_
     said = capsys.readouterr()
     assert said.err == f"left out    {other}: not the folder of a run\n"
     assert f"page        {run}/plots/report.html" in said.out.replace("\n", "") and "export" not in said.out
-    with pytest.raises(SystemExit, match="/b: is not the folder of a run"):
-        call(monkeypatch, run, tmp_path / "b")
-
-
-def test_a_broken_line_is_one_line(tmp_path, monkeypatch):
-    folder = write_run(tmp_path / "run")
-    (folder / "allocation.jsonl").write_text("nonsense\n")
-    with pytest.raises(SystemExit, match=r"error: .*allocation\.jsonl, line 1: not JSON; remove or repair"):
-        call(monkeypatch, folder)
 
 
 ACTIONS = """
 const texts = (selector) => [...document.querySelectorAll(selector)].map((element) => element.textContent);
 const act = (element, event, value) => { element.value = value; element.dispatchEvent(new Event(event)); };
-const found = { figures: texts("figcaption").length, all: texts("article").length };
+const found = { figures: texts("figcaption").length, groups: texts("article").length, all: texts(".sample").length };
 const search = document.querySelector("input[type=search]");
 act(search, "input", "TWO 2");
-found.search = texts("article .response"); found.marks = texts("mark");
+found.search = texts(".response"); found.marks = texts("mark");
 act(search, "input", "#7");
-found.prompt = texts("article .response").length;
+found.prompt = texts(".response").length;
 act(search, "input", "");
 for (const [name, select] of Object.entries({ step: 1, verdict: 2 })) {
   const element = document.querySelectorAll("#sample-controls select")[select];
   act(element, "change", { step: "3", verdict: "cut" }[name]);
-  found[name] = texts("article").length;
+  found[name] = texts(".sample").length;
 }
 const svg = document.querySelector("#learning-charts svg");
 svg.dispatchEvent(new KeyboardEvent("keydown", { key: "ArrowRight" }));
@@ -233,7 +248,16 @@ document.querySelectorAll("input[type=radio]")[3].click();
 document.querySelector("#learning-controls input[type=checkbox]").click();
 found.lines = document.querySelectorAll("#learning-charts polyline").length;
 found.axis = texts("#learning-charts svg text").includes("seconds without evaluation");
+found.cut = texts(".response").every((text) => !text.startsWith("two"));
+found.address = location.hash;
 document.title = JSON.stringify(found);
+"""
+
+
+SEEN = """
+const verdict = document.querySelectorAll("#sample-controls select")[2].value;
+const [samples, lines] = [".sample", "#learning-charts polyline"].map((name) => document.querySelectorAll(name).length);
+document.title = JSON.stringify([verdict, samples, lines]);
 """
 
 
@@ -242,24 +266,27 @@ def test_a_browser_draws_filters_and_runs_nothing_else(tmp_path):
     runs = read_runs([write_run(tmp_path / "a", hostile=True), write_run(tmp_path / "b")])
     page = render(runs).decode()
 
-    def title(text, name):
+    def title(text, name, address=""):
         (tmp_path / name).write_text(text)
         flags = (
             "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
             "--disable-component-update --disable-sync --disable-dev-shm-usage --dump-dom"
         ).split()
         flags += [f"--user-data-dir={tmp_path / name}.profile", "--host-resolver-rules=MAP * ~NOTFOUND"]
-        command = [CHROMIUM, *flags, (tmp_path / name).as_uri()]
+        command = [CHROMIUM, *flags, (tmp_path / name).as_uri() + address]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=180).stdout
-        assert "<article>" in shown and "<img" not in shown
+        assert "<article>" in shown and "<img" not in shown, shown[-2000:]
         return html.unescape(re.search(r"<title>(.*?)</title>", shown)[1])
 
     assert title(page.replace("</body>", f"<script>{ACTIONS}</script></body>"), "a.html") == "2 runs", "not by its hash"
     open_page = re.sub(r'<meta http-equiv="Content-Security-Policy".*?>', "", page)
     found = json.loads(title(open_page.replace("</body>", f"<script>{ACTIONS}</script></body>"), "b.html"))
+    restored = title(open_page.replace("</body>", f"<script>{SEEN}</script></body>"), "c.html", found["address"])
+    assert json.loads(restored) == ["cut", 2, 2]
     tip = found.pop("tip")
     assert tip.startswith("a, step 1\naccuracy 0.25") and "10 rollouts" in tip
     assert found == {
-        "figures": 14, "all": 12, "search": ["two 2", "two 2"], "marks": ["two 2", "two 2"], "prompt": 6, "step": 4,
-        "verdict": 2, "axis": True, "lines": 2,
+        "figures": 17, "groups": 12, "all": 12, "search": ["two 2", "two 2"], "marks": ["two 2", "two 2"],
+        "prompt": 6, "step": 4, "verdict": 2, "cut": True, "axis": True, "lines": 2,
+        "address": "#step=3&verdict=cut&against=seconds&hide=0",
     }  # fmt: skip

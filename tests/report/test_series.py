@@ -1,5 +1,6 @@
 """The numbers behind the charts, against loops that say the same in other words."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -59,8 +60,9 @@ def test_a_long_run_is_bounded_and_ends_where_it_ended():
         for i in steps
     ]
     run = record(metrics=metrics, allocation=[allocation(i, [0.5] * 50, [1] * 50, [0.0] * 50) for i in steps])
-    curve = series.curve(run.metrics, "reward/mean")
-    assert len(curve["value"]) == series.MAX_POINTS and curve["rollouts"][0] == 8 and curve["rollouts"][-1] == 9600
+    curves = series.training(run)
+    assert len(curves["values"]["reward/mean"]) == len(curves["steps"]) == series.MAX_POINTS
+    assert curves["rollouts"][0] == 8 and curves["rollouts"][-1] == 9600
     assert series.phases(run)["spans"][0] == [1, 20] and len(series.budget(run)["cells"]) == series.MAX_BLOCKS
     windows = series.windows(run)
     assert [window["span"] for window in windows][-1] == [1081, 1200] and windows[0]["prompts"] == 6000
@@ -79,8 +81,43 @@ def test_seconds_are_those_of_the_phases_and_evaluations_belong_to_the_step_befo
 
 
 def test_seconds_of_a_curve_leave_evaluation_out_and_an_old_line_has_none():
-    rows = [{"step": 1, "total/seconds": 7.0, "total/seconds/evaluation": 3.0}, {"step": 2}]
-    assert series.curve(rows, "accuracy")["seconds"] == [4.0, None]
+    rows = [{"step": 1, "accuracy": 1.0, "total/seconds": 7.0, "total/seconds/evaluation": 3.0}]
+    assert series.evaluation(record(evaluation=[*rows, {"step": 2, "accuracy": 1.0}]))["seconds"] == [4.0, None]
+
+
+def test_speeds_are_of_each_step():
+    metrics = [
+        {"step": i, "total/sampled_tokens": 60 * i * i, "seconds/rollout": 2.0, "seconds/update": 1.0} for i in (1, 2)
+    ]
+    values = series.training(record(metrics=metrics))["values"]
+    assert values == {"speed/sampling": [30, 90], "speed/step": [20, 60]}
+
+
+@pytest.mark.parametrize(("share", "n"), [(0.0, 10), (0.3, 40), (0.87, 256), (1.0, 5)])
+def test_wilsons_interval_holds_the_shares_that_a_score_test_keeps(share, n):
+    low, high = series.wilson(share, n)
+    for p in np.linspace(0.001, 0.999, 999):
+        z = (share - p) / np.sqrt(p * (1 - p) / n)
+        assert (low < p < high) == (abs(z) < 1.96) or min(abs(p - low), abs(p - high)) < 1e-9
+
+
+@pytest.mark.parametrize(
+    ("rows", "section", "questions"),
+    [
+        ([0.25, 0.5], {"prompts": 8}, 8),
+        ([0.25, 0.3], {"prompts": 8}, None),  # the data set is smaller than this limit
+        ([0.25, 0.3125], {"prompts": 8, "samples": 2}, 8),
+        ([0.5], {"prompts": 0}, None),
+        ([0.5], {}, None),
+    ],
+)
+def test_intervals_need_the_number_of_questions(rows, section, questions):
+    lines = [{"step": i, "accuracy": accuracy} for i, accuracy in enumerate(rows)]
+    run = dataclasses.replace(record(evaluation=lines), config={"evaluation": section})
+    assert series.held_out_questions(run) == questions
+    assert ("low" in series.evaluation(run)["values"]) == (questions is not None)
+    recorded = dataclasses.replace(run, evaluation=[line | {"questions": 4} for line in lines])
+    assert series.held_out_questions(recorded) == 4
 
 
 def samples(step, response):

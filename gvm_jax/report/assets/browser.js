@@ -1,13 +1,13 @@
-// The samples: filters, search and a list that grows on demand.
+// The samples by prompt: filters, search and a list that grows on demand.
 
-const PAGE = 40;
-const BADGES = { correct: "--c2", wrong: "--c1", slow: "--c6", timeout: "--c3", error: "--c4" };
+const PAGE = 20;
 const ORDERS = { last: "last step first", first: "first step first", long: "longest first" };
 
 function flatSamples(steps) {
-  return steps.flatMap(({ run, step, ...columns }) => columns.response.map((_, i) => {
+  return steps.flatMap(({ run, step, prompts, columns }) => columns.response.map((_, i) => {
     const sample = { run, step };
     for (const [name, column] of Object.entries(columns)) sample[name] = column[i];
+    sample.of = prompts[sample.prompt_id] || {};
     sample.text = `${sample.prompt}\n${sample.response}\n${sample.reference}`.toLowerCase();
     return sample;
   }));
@@ -39,54 +39,74 @@ function browser(runs, steps) {
     count.textContent = "No samples were kept.";
     return;
   }
-  const wanted = { query: "", run: "", step: "", verdict: "", order: "last" };
-  let matches = [], shown = 0;
-  const search = make("input", { type: "search", placeholder: "text, or #12 for prompt 12", "aria-label": "Search the samples", oninput: () => update({ query: search.value }) });
+  const wanted = { query: "", of: "", step: "", verdict: "", order: "last" };
+  for (const name of Object.keys(wanted)) wanted[name] = address.get(name) ?? wanted[name];
+  let groups = [], shown = 0;
+  const search = make("input", { type: "search", value: wanted.query, placeholder: "text, or #12 for prompt 12", "aria-label": "Search the samples", oninput: () => update({ query: search.value }) });
   const distinct = (name) => [...new Set(all.map((sample) => sample[name]))];
   const options = (values, every, text = String) => [["", every], ...values.map((value) => [String(value), text(value)])];
   const verdicts = [...options(distinct("status").sort(), "every verdict", (status) => status.replaceAll("_", " ")), ["cut", "cut at the limit"]];
+  const filter = (label, name, choices) => choice(label, choices, wanted[name], (value) => update({ [name]: value }));
   controls.append(
     search,
-    ...(runs.length > 1 ? [choice("Run", options(distinct("run"), "all", (run) => runs[run].name), "", (run) => update({ run }))] : []),
-    choice("Step", options(distinct("step").sort((a, b) => a - b), "all"), "", (step) => update({ step })),
-    choice("Verdict", verdicts, "", (verdict) => update({ verdict })),
-    choice("Order", Object.entries(ORDERS), "last", (order) => update({ order })),
+    ...(runs.length > 1 ? [filter("Run", "of", options(distinct("run"), "all", (run) => runs[run].name))] : []),
+    filter("Step", "step", options(distinct("step").sort((a, b) => a - b), "all")),
+    filter("Verdict", "verdict", verdicts),
+    filter("Order", "order", Object.entries(ORDERS)),
   );
   const more = make("button", { type: "button", onclick: () => grow() }, "Show more");
 
-  function card(sample) {
-    const follow = () => { search.value = `#${sample.prompt_id}`; update({ query: search.value }); search.focus(); };
+  function answer(sample) {
     const long = sample.response.length > 900;
-    return make("article", {},
+    return make("div", { class: "sample" },
       make("div", { class: "meta" },
-        make("span", { class: "badge", style: `background:var(${BADGES[sample.status] || "--c7"})` }, sample.status.replaceAll("_", " ")),
-        ...(runs.length > 1 ? [swatch(series(runs[sample.run].colour), runs[sample.run].name)] : []),
-        make("span", {}, `step ${sample.step}`),
-        make("button", { class: "plain", type: "button", title: "All samples of this prompt", onclick: follow }, `prompt ${sample.prompt_id}`),
+        swatch(partColour(sample.status, 7), `${VERDICTS[sample.status] ?? ""} ${sample.status.replaceAll("_", " ")}`),
         make("span", {}, `reward ${short(sample.reward)}`),
         make("span", {}, `${sample.tokens} tokens${sample.stopped ? "" : ", cut at the limit"}`),
-        make("span", {}, "reference ", ...marked(sample.reference, wanted.query)),
       ),
-      make("p", { class: "prompt" }, ...marked(sample.prompt, wanted.query)),
       make("p", { class: long ? "response long" : "response", ...(long ? { tabindex: 0 } : {}) }, ...marked(sample.response, wanted.query)),
+    );
+  }
+
+  function card(samples) {
+    const [{ run, step, prompt_id, prompt, reference, of }] = samples;
+    const follow = () => { search.value = `#${prompt_id}`; update({ query: search.value }); search.focus(); };
+    const accepted = known(of.accepted) ? `, ${percent(of.accepted)} accepted` : "";
+    return make("article", {},
+      make("div", { class: "meta" },
+        ...(runs.length > 1 ? [swatch(series(runs[run].colour), runs[run].name)] : []),
+        make("span", {}, `step ${step}`),
+        make("button", { class: "plain", type: "button", title: "All samples of this prompt", onclick: follow }, `prompt ${prompt_id}`),
+        ...(known(of.count) ? [make("span", {}, `${of.count} ${of.count === 1 ? "sample" : "samples"}${accepted}`), make("span", {}, `estimated p ${short(of.p)}, G ${short(of.G)}`)] : []),
+        make("span", {}, "reference ", ...marked(reference, wanted.query)),
+      ),
+      make("p", { class: "prompt" }, ...marked(prompt, wanted.query)),
+      ...samples.map(answer),
     );
   }
 
   function grow() {
     more.remove();
-    list.append(...matches.slice(shown, shown + PAGE).map(card));
-    shown = Math.min(shown + PAGE, matches.length);
-    if (shown < matches.length) list.append(more);
+    list.append(...groups.slice(shown, shown + PAGE).map(card));
+    shown = Math.min(shown + PAGE, groups.length);
+    if (shown < groups.length) list.append(more);
   }
 
   function update(change) {
     Object.assign(wanted, change);
+    for (const [name, value] of Object.entries(change)) remember(name, value, name === "order" ? "last" : "");
     const matching = matcher(wanted.query);
-    matches = all.filter((sample) =>
-      (wanted.run === "" || sample.run === Number(wanted.run)) && (wanted.step === "" || sample.step === Number(wanted.step)) &&
+    const matches = all.filter((sample) =>
+      (wanted.of === "" || sample.run === Number(wanted.of)) && (wanted.step === "" || sample.step === Number(wanted.step)) &&
       (wanted.verdict === "" || (wanted.verdict === "cut" ? !sample.stopped : sample.status === wanted.verdict)) && matching(sample));
-    const by = { last: (a, b) => b.step - a.step, first: (a, b) => a.step - b.step, long: (a, b) => b.tokens - a.tokens };
-    matches.sort(by[wanted.order]);
+    const byPrompt = new Map();
+    for (const sample of matches) {
+      const key = `${sample.run}/${sample.step}/${sample.prompt_id}`;
+      byPrompt.set(key, [...(byPrompt.get(key) ?? []), sample]);
+    }
+    const longest = (samples) => Math.max(...samples.map((sample) => sample.tokens));
+    const by = { last: ([a], [b]) => b.step - a.step, first: ([a], [b]) => a.step - b.step, long: (a, b) => longest(b) - longest(a) };
+    groups = [...byPrompt.values()].sort(by[wanted.order] ?? by.last);
     const accepted = matches.filter((sample) => sample.reward > 0).length;
     count.textContent = matches.length ? `${matches.length} of ${all.length} samples, ${percent(accepted / matches.length)} of them accepted` : `None of ${all.length} samples`;
     list.replaceChildren();

@@ -2,22 +2,59 @@
 
 const COSTS = { rollouts: "rollouts, pilots included", tokens: "sampled tokens", updates: "optimizer updates", seconds: "seconds without evaluation", steps: "steps" };
 
-function learning(caption, note, table, label, runs, cost, dots) {
-  const shown = runs.filter((run) => run[table].value.some(known));
+// Name in the data, caption, note, label of the axis, factor.
+const CURVES = [
+  ["train/loss", "Loss", "mean over the updates of a step", "loss"],
+  ["train/gradient_norm", "Gradient norm", "before the clip, mean over the updates", "norm"],
+  ["train/entropy", "Entropy", "of the policy at the trained tokens", "nats a token"],
+  ["train/kl", "KL", "estimated, to the reference policy", "nats a token"],
+  ["train/clip_fraction", "Clip fraction", "tokens with a clipped importance ratio", "share"],
+  ["rollout/response_tokens", "Response length", "mean over the rollouts of a step", "tokens"],
+  ["rollout/truncated", "Cut responses", "at rollout.max_new_tokens", "share"],
+  ["speed/sampling", "Speed of sampling", "sampled tokens by seconds of rollouts", "tokens/s"],
+  ["speed/step", "Speed of a step", "sampled tokens by seconds of all phases", "tokens/s"],
+  ["host/resident_bytes", "Memory of the host's process", "", "GiB", 2 ** -30],
+  ["rollout/logprob_mismatch", "Mismatch of sampler and trainer", "mean |difference of log-probabilities| of a token", "nats"],
+  ["train/truncated_weights", "Truncated weights", "tokens at objective.importance_cap", "share"],
+  ["allocation/ideal_variance_ratio", "Possible gain of allocation", "1 + CV² of G/√p", "ratio"],
+  ["train/packing_efficiency", "Packing efficiency", "samples' share of the computed tokens", "share"],
+];
+
+// Exponential moving average, unbiased at its start.
+function smoothed(values, weight) {
+  let sum = 0, total = 0;
+  return values.map((value) => {
+    if (!known(value)) return value;
+    sum = weight * sum + (1 - weight) * value;
+    total = weight * total + (1 - weight);
+    return sum / total;
+  });
+}
+
+function curve({ caption, note, table, name, label, factor = 1, runs, cost, smooth = 0, dots = false, small = false }) {
+  const shown = runs.filter((run) => run[table].values[name]?.some(known));
   if (!shown.length) return nothing(caption, "None of the runs shown has it.");
-  const points = (run) => run[table].value.map((value, i) => [run[table][cost][i], value, run[table].steps[i]]).filter(([at, value]) => known(at) && known(value));
-  const most = Math.max(...shown.flatMap((run) => points(run).map(([at]) => at)), 1e-9);
-  const values = shown.flatMap((run) => points(run).map(([, value]) => value));
-  const [least, highest] = extent(values), room = 0.08 * (highest - least || 1);
-  const y = { label, low: least >= 0 ? Math.max(least - room, 0) : least - room, high: highest <= 1 ? Math.min(highest + room, 1) : highest + room };
+  const line = (run, values) => values.map((value, i) => [run[table][cost][i], known(value) ? value * factor : null, i]).filter(([at, value]) => known(at) && known(value));
+  const raw = new Map(shown.map((run) => [run, line(run, run[table].values[name])]));
+  const bars = shown.length <= 4 ? shown.filter((run) => run[table].values.low && name === "accuracy") : [];
+  const all = [...raw.values()].flat(), bounds = bars.flatMap((run) => [...run[table].values.low, ...run[table].values.high]).filter(known);
+  const [low, high] = extent([...all.map(([, value]) => value), ...bounds]);
   return chart({
-    caption, note, y, x: { label: COSTS[cost], low: 0, high: most },
+    caption, note, small, x: axis(COSTS[cost], 0, Math.max(...all.map(([at]) => at), 1e-9), 8), y: axis(label, low, high, small ? 4 : 5),
     paint(plot) {
       for (const run of shown) {
-        const at = points(run).map(([x, value, step]) => ({ x: plot.x(x), y: plot.y(value), text: `${run.name}, step ${step}\n${label} ${short(value)}\n${short(x)} ${COSTS[cost]}` }));
-        plot.layer.append(draw("polyline", { points: at.map((mark) => `${mark.x},${mark.y}`).join(" "), fill: "none", "stroke-width": dots ? 2 : 1.5, "stroke-opacity": shown.length > 8 ? 0.65 : 1, style: `stroke:${series(run.colour)}`, "stroke-dasharray": dashes(run.colour) }));
-        if (dots && shown.length <= 8) for (const mark of at) plot.layer.append(draw("circle", { cx: mark.x, cy: mark.y, r: 2.6, style: `fill:${series(run.colour)}` }));
-        plot.marks.push(...at);
+        const colour = series(run.colour), path = (points) => points.map(([x, value]) => `${plot.x(x)},${plot.y(value)}`).join(" ");
+        const stroke = (points, opacity) => plot.layer.append(draw("polyline", { points: path(points), fill: "none", "stroke-width": dots ? 2 : 1.5, "stroke-opacity": opacity, style: `stroke:${colour}`, "stroke-dasharray": dashes(run.colour) }));
+        const points = smooth ? line(run, smoothed(run[table].values[name], smooth)) : raw.get(run);
+        if (smooth) stroke(raw.get(run), 0.25);
+        stroke(points, shown.length > 8 ? 0.65 : 1);
+        const { low, high } = bars.includes(run) ? run[table].values : {};
+        if (low) for (const [x, , i] of points) plot.layer.append(draw("line", { class: "bar", x1: plot.x(x), x2: plot.x(x), y1: plot.y(low[i]), y2: plot.y(high[i]), style: `stroke:${colour}` }));
+        for (const [x, value, i] of points) {
+          if (dots && shown.length <= 8) plot.layer.append(draw("circle", { cx: plot.x(x), cy: plot.y(value), r: 2.6, style: `fill:${colour}` }));
+          const interval = low ? ` [${short(low[i])}, ${short(high[i])}]` : "";
+          plot.marks.push({ x: plot.x(x), y: plot.y(value), text: `${run.name}, step ${run[table].steps[i]}\n${label} ${short(value)}${interval}\n${short(x)} ${COSTS[cost]}` });
+        }
       }
     },
   });
@@ -28,27 +65,27 @@ const everything = (runs, column) => runs.flatMap((run) => run.windows.flatMap((
 
 // Axes and colours are those of all spans of all `peers`, so that spans and runs can be compared.
 function scatter(run, peers, fraction, by) {
-  const caption = by === "rate" ? "Samples by believed accept rate" : "Samples by believed gradient norm G";
+  const caption = by === "rate" ? "Samples by estimated accept rate" : "Samples by estimated gradient norm G";
   if (!run.windows.length) return nothing(caption, "There is no allocation.jsonl.");
   const window = run.windows[Math.round(fraction * (run.windows.length - 1))];
   const [least, most] = extent(everything(peers, "norm"));
   const log = least > 0 && most / least > 5;
-  const axis = { label: "believed gradient norm G", low: log ? least / 1.1 : Math.min(least, 0), high: most * (log ? 1.1 : 1.05), log };
+  const norms = log ? { label: "estimated gradient norm G", low: least / 1.1, high: most * 1.1, log } : axis("estimated gradient norm G", Math.min(least, 0), most);
   const colour = by === "rate"
     ? (i) => known(window.norm[i]) && most > least ? (log ? Math.log(window.norm[i] / least) / Math.log(most / least) : (window.norm[i] - least) / (most - least)) : 0
     : (i) => window.rate[i] ?? 0;
   const part = window.count.length < window.prompts ? `; ${window.count.length} of ${window.prompts} prompts` : "";
   return chart({
     caption, note: `${run.name}, ${stepsOf(window.span)}${part}`,
-    x: by === "rate" ? { label: "believed accept rate p", low: 0, high: 1 } : axis,
-    y: { label: "samples", low: 0, high: extent(everything(peers, "count"))[1] * 1.04 },
+    x: by === "rate" ? axis("estimated accept rate p", 0, 1) : norms,
+    y: axis("samples", 0, extent(everything(peers, "count"))[1]),
     key: [by === "rate" ? ramp("--cold", "--warm", short(least), short(most), "G") : ramp("--cold", "--warm", "0", "1", "p")],
     paint(plot) {
       window[by].forEach((value, i) => {
         if (!known(value)) return;
         const x = plot.x(value), y = plot.y(window.count[i]);
         plot.layer.append(draw("circle", { cx: x, cy: y, r: 3.4, "fill-opacity": 0.75, style: `fill:${mixed("--cold", "--warm", colour(i))}` }));
-        plot.marks.push({ x, y, text: `prompt ${window.prompt[i]}: ${short(window.count[i])} samples\nbelieved p ${short(window.rate[i])}, G ${short(window.norm[i])}\naccepted ${known(window.accepted[i]) ? percent(window.accepted[i]) : "?"}` });
+        plot.marks.push({ x, y, text: `prompt ${window.prompt[i]}: ${short(window.count[i])} samples\nestimated p ${short(window.rate[i])}, G ${short(window.norm[i])}\naccepted ${known(window.accepted[i]) ? percent(window.accepted[i]) : "?"}` });
       });
     },
   });
@@ -74,7 +111,10 @@ function heatMap(run, peers, name, caption, note, label, what) {
   });
 }
 
-const PART_COLOURS = { rollout: 0, reward: 2, allocation: 3, update: 1, evaluation: 7, correct: 2, wrong: 1, slow: 6, no_answer: 7, timeout: 3, error: 4 };
+// Verdicts differ by lightness and by sign too: colours that colour-blind readers tell apart (Okabe and Ito).
+const VERDICTS = { correct: "✓", wrong: "✗", slow: "◷", no_answer: "–", timeout: "⌛", error: "!" };
+const PHASES = { rollout: 0, reward: 2, allocation: 3, update: 1, evaluation: 7 };
+const partColour = (part, i) => (part in VERDICTS ? `var(--${part})` : series(PHASES[part] ?? i));
 
 function stacked(run, peers, name, caption, note, label, format) {
   const { spans, parts } = run[name];
@@ -84,18 +124,18 @@ function stacked(run, peers, name, caption, note, label, format) {
   const sorted = peers.flatMap(sums).sort((a, b) => a - b);
   const usual = sorted[Math.floor(0.9 * (sorted.length - 1))];
   // One step that compiles would make all others flat.
-  const high = sorted.at(-1) > 2.5 * usual && usual > 0 ? 1.6 * usual : sorted.at(-1) || 1;
+  const scale = axis(label, 0, sorted.at(-1) > 2.5 * usual && usual > 0 ? 1.6 * usual : sorted.at(-1) || 1), { high } = scale;
   const cut = sums(run).some((sum) => sum > high) ? "; bars that reach the top are longer" : "";
   return chart({
-    caption, note: `${run.name}; ${note}${cut}`, nearest: "x", x: { label: "step", bands: firstSteps(spans) }, y: { label, low: 0, high },
-    key: names.map((part, i) => swatch(series(PART_COLOURS[part] ?? i), part.replaceAll("_", " "))),
+    caption, note: `${run.name}; ${note}${cut}`, nearest: "x", x: { label: "step", bands: firstSteps(spans) }, y: scale,
+    key: names.map((part, i) => swatch(partColour(part, i), part.replaceAll("_", " "))),
     paint(plot) {
       const width = ((plot.area[1] - plot.area[0]) / spans.length) * 0.86;
       sums(run).forEach((sum, i) => {
         let below = 0;
         names.forEach((part, number) => {
           const from = plot.y(Math.min(below, high)), to = plot.y(Math.min((below += parts[part][i]), high));
-          if (from - to > 0.05) plot.layer.append(draw("rect", { x: plot.x(i) - width / 2, y: to, width, height: from - to, style: `fill:${series(PART_COLOURS[part] ?? number)}` }));
+          if (from - to > 0.05) plot.layer.append(draw("rect", { x: plot.x(i) - width / 2, y: to, width, height: from - to, style: `fill:${partColour(part, number)}` }));
         });
         if (sum > high) plot.layer.append(draw("text", { x: plot.x(i) + width / 2 + 3, y: plot.area[3] + 9 }, format(sum)));
         const lines = names.filter((part) => parts[part][i] > 0).map((part) => `${part.replaceAll("_", " ")} ${format(parts[part][i])}`);

@@ -19,6 +19,16 @@ function fill(element, attributes, children) {
   return element;
 }
 
+// The state of the controls, which the address keeps: `#verdict=wrong&smooth=0.6`.
+const KEPT = ["against", "smooth", "hide", "run", "beside", "span", "query", "of", "step", "verdict", "order"];
+const address = new URLSearchParams([...new URLSearchParams(location.hash.slice(1))].filter(([name]) => KEPT.includes(name)));
+
+function remember(name, value, usual = "") {
+  if (String(value) === String(usual)) address.delete(name);
+  else address.set(name, value);
+  history.replaceState(null, "", `#${address}`);
+}
+
 const known = (value) => value !== null && value !== undefined;
 const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
 
@@ -39,13 +49,21 @@ const dashes = (number) => ["", "6 4", "2 3", "9 3 2 3"][Math.floor(number / 8) 
 const SPACES = { "--cold": "oklch", "--empty": "oklab" }; // by the first colour: around the wheel, or straight
 const mixed = (low, high, share) => `color-mix(in ${SPACES[low]}, var(${low}), var(${high}) ${Math.round(100 * clamp(share, 0, 1))}%)`;
 
-function ticks(low, high, about = 5) {
-  const raw = (high - low) / about || 1;
+// An axis whose ends are ticks, so that they cover the data.
+function axis(label, low, high, about = 5) {
+  const raw = (high - low) / about || Math.abs(high) / about || 1 / about;
   const unit = 10 ** Math.floor(Math.log10(raw));
-  const step = unit * ([1, 2, 5].find((factor) => factor * unit >= raw) || 10);
-  const found = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i++) found.push(i * step);
-  return found;
+  const step = unit * ([1, 2, 5].find((factor) => factor * unit >= raw * 0.999) || 10);
+  const first = Math.floor(low / step + 1e-3), last = Math.max(Math.ceil(high / step - 1e-3), first + 1);
+  return { label, low: first * step, high: last * step, ticks: Array.from({ length: last - first + 1 }, (_, i) => (first + i) * step) };
+}
+
+// All ticks of an axis have one unit and one number of digits.
+function tickTexts(values) {
+  const most = Math.max(...values.map(Math.abs)), power = Math.floor(Math.log10(most || 1));
+  const [unit, sign] = most >= 1e9 ? [1e9, "G"] : most >= 1e6 ? [1e6, "M"] : most >= 1e4 ? [1e3, "k"] : most < 1e-3 && most > 0 ? [10 ** power, `e${power}`] : [1, ""];
+  const digits = clamp(Math.ceil(-Math.log10(Math.abs(values[1] - values[0]) / unit) - 1e-6), 0, 6);
+  return values.map((value) => (value === 0 ? "0" : `${(value / unit).toFixed(digits)}${sign}`));
 }
 
 function logTicks(low, high) {
@@ -55,11 +73,11 @@ function logTicks(low, high) {
   return found.filter((tick) => tick >= low && tick <= high);
 }
 
-// The frame: { caption, note, x, y, key, nearest, paint }. An axis is { label, low, high, log } or { label, bands }, whose
-// bands have labels and equal widths. `paint(plot)` draws into plot.layer and adds plot.marks, the things to point at:
+// The frame: { caption, note, x, y, key, nearest, small, paint }. An axis is that of `axis`, { label, low, high, log: true },
+// or { label, bands }, whose bands have labels and equal widths. `paint(plot)` draws into plot.layer and adds plot.marks, the things to point at:
 // { x, y, text, box }, in the units of the drawing. Arrow keys go from mark to mark.
-function chart({ caption, note = "", x, y, key = [], nearest = "both", paint }) {
-  const size = { width: 580, height: 300, left: y.bands ? 78 : 58, right: 12, top: 12, bottom: 44 };
+function chart({ caption, note = "", x, y, key = [], nearest = "both", small = false, paint }) {
+  const size = { width: small ? 400 : 580, height: small ? 220 : 300, left: y.bands ? 78 : 64, right: 12, top: 12, bottom: 44 };
   const area = [size.left, size.width - size.right, size.height - size.bottom, size.top];
   const svg = draw("svg", { viewBox: `0 0 ${size.width} ${size.height}`, tabindex: 0, role: "img", "aria-label": `${caption}. ${note} Arrow keys go through its values.` });
   const place = (axis, from, to) => {
@@ -70,16 +88,17 @@ function chart({ caption, note = "", x, y, key = [], nearest = "both", paint }) 
   };
   const plot = { layer: draw("g"), marks: [], x: place(x, area[0], area[1]), y: place(y, area[2], area[3]), area };
   const marksOf = (axis, most) => {
-    if (!axis.bands) return (axis.log ? logTicks(axis.low, axis.high) : ticks(axis.low, axis.high)).map((tick) => [tick, short(tick)]);
-    const every = Math.ceil(axis.bands.length / most);
-    return axis.bands.map((band, i) => [i, band]).filter(([i]) => i % every === 0);
+    if (axis.log) return logTicks(axis.low, axis.high).map((tick) => [tick, short(tick)]);
+    const all = axis.bands ? axis.bands.map((band, i) => [i, band]) : tickTexts(axis.ticks).map((text, i) => [axis.ticks[i], text]);
+    const every = Math.ceil(all.length / most);
+    return all.filter((_, i) => i % every === 0);
   };
   for (const [at, text] of marksOf(y, 12)) {
     const place = plot.y(at);
     if (!y.bands) svg.append(draw("line", { class: "grid", x1: area[0], x2: area[1], y1: place, y2: place }));
     svg.append(draw("text", { x: area[0] - 7, y: place + 4, "text-anchor": "end" }, text));
   }
-  for (const [at, text] of marksOf(x, 10)) svg.append(draw("text", { x: plot.x(at), y: area[2] + 17, "text-anchor": "middle" }, text));
+  for (const [at, text] of marksOf(x, small ? 6 : 10)) svg.append(draw("text", { x: plot.x(at), y: area[2] + 17, "text-anchor": "middle" }, text));
   svg.append(
     draw("text", { x: (area[0] + area[1]) / 2, y: size.height - 6, "text-anchor": "middle" }, x.label),
     draw("text", { transform: `translate(13 ${(area[2] + area[3]) / 2}) rotate(-90)`, "text-anchor": "middle" }, y.label),

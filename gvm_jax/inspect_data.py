@@ -1,4 +1,4 @@
-"""What the model will see of a data set: `python -m gvm_jax.inspect --config=configs/qwen25_0p5b_gsm8k.py`.
+"""Show a data set as the model will see it: `gvm-jax inspect --config=configs/qwen25_0p5b_gsm8k.py`.
 
 Prints how many rows make prompts and why others are dropped, the lengths of the prompts, and rows as they are: the
 rendered chat with its special tokens, and the reference answer as the verifier gets it. Of the model it needs the
@@ -6,6 +6,7 @@ tokenizer alone; where there is a config.json too, tokens that the model has no 
 """
 
 import sys
+from collections.abc import Sequence
 
 import numpy as np
 from absl import flags, logging
@@ -26,7 +27,7 @@ _ROW = flags.DEFINE_multi_integer("row", None, "Row to show, counted from 0, in 
 _SECTION = flags.DEFINE_enum("section", "data", ["data", "evaluation"], "Section whose data set is shown.")
 
 
-def inspect(config: ConfigDict, section: str, shown: list[int] | None = None, first: int = 3) -> list[str]:
+def inspect(config: ConfigDict, section: str = "data", shown: Sequence[int] | None = None, first: int = 3) -> list[str]:
     """Lines about a data set.
 
     Args:

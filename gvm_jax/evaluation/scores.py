@@ -1,4 +1,4 @@
-"""The scores of graded samples: for a program in `metrics.json`, for a person in a table."""
+"""Scores of graded samples: as the numbers of `metrics.json` and as a table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -2,7 +2,7 @@
 
 import pytest
 
-from gvm_jax.evaluation.summary import summarize, table_rows
+from gvm_jax.evaluation.scores import summarize, table_rows
 
 
 def record(question, sample, answer, status, tokens=2, stopped=True):

@@ -1,4 +1,4 @@
-"""What the runs of several variants say of one another: curves, intervals over seeds, costs to a target accuracy.
+"""Learning curves of the runs of several variants: intervals over seeds, differences, costs to a target accuracy.
 
 A variant is trained once with each seed. A seed gives all variants the same order of prompts and the same random
 numbers for samples and evaluation, so they are compared seed by seed. An interval is Student's for a mean of n values,
@@ -10,7 +10,6 @@ setting, not about other held-out problems, and is not corrected for the number 
 """
 
 import dataclasses
-import functools
 import math
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -22,12 +21,12 @@ from scipy.special import stdtrit
 from gvm_jax.runtime.metrics import read_rows
 
 COSTS = ("rollouts", "tokens", "updates", "seconds")
-GAIN_TO_REACH = 0.9  # the default target asks for this share of what the baseline gains
+GAIN_TO_REACH = 0.9  # share of the baseline's gain that the default target asks for
 
 
 @dataclasses.dataclass(frozen=True)
 class Curve:
-    """Held-out accuracy of one run, and what the run had cost when it was measured."""
+    """Held-out accuracy of one run, and the cost of the run by the time of each evaluation."""
 
     steps: Int[np.ndarray, " E"]
     accuracy: Float[np.ndarray, " E"]
@@ -59,8 +58,8 @@ class Curve:
 def read_curve(run: pathlib.Path, free_pilots: int = 0) -> Curve:
     """The curve of a run's folder.
 
-    Seconds are those of training: without evaluation, and without what the first step took beyond the median of the
-    later ones, which is compilation. (What a resumed run compiles again stays in.)
+    Seconds are those of training: without evaluation, and without the first step's excess over the median of the later
+    ones, which is compilation. (A resumed run compiles again, and that stays in.)
 
     Args:
       run: folder of the run.
@@ -71,26 +70,22 @@ def read_curve(run: pathlib.Path, free_pilots: int = 0) -> Curve:
     """
     rows, steps = read_rows(run, "evaluation"), read_rows(run, "metrics")
 
-    def column(name: str, of: list[dict]) -> np.ndarray:
-        return np.array([row[name] for row in of], float)
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in rows], float)
 
     def seconds(of: list[dict]) -> np.ndarray:
-        evaluation = [row.get("total/seconds/evaluation", 0.0) for row in of]
-        return column("total/seconds", of) - np.array(evaluation)
+        return np.array([row["total/seconds"] - row.get("total/seconds/evaluation", 0.0) for row in of], float)
 
-    number = column("step", rows).astype(int)
+    number = column("step").astype(int)
     of_step = np.diff(seconds(steps), prepend=0.0)
     compilation = max(0.0, of_step[0] - np.median(of_step[1:])) if len(of_step) > 1 else 0.0
-    return Curve(
-        steps=number,
-        accuracy=column("accuracy", rows),
-        costs={
-            "rollouts": column("total/rollouts", rows) - free_pilots * number,
-            "tokens": column("total/sampled_tokens", rows),
-            "updates": column("total/updates", rows),
-            "seconds": seconds(rows) - compilation * (number > 0),
-        },
-    )
+    costs = {
+        "rollouts": column("total/rollouts") - free_pilots * number,
+        "tokens": column("total/sampled_tokens"),
+        "updates": column("total/updates"),
+        "seconds": seconds(rows) - compilation * (number > 0),
+    }
+    return Curve(number, column("accuracy"), costs)
 
 
 def steps_done(run: pathlib.Path) -> int:
@@ -127,8 +122,8 @@ class Estimate:
 class Ratio:
     """A variant's cost to the target over its baseline's: geometric mean over the seeds.
 
-    A run that does not reach the target enters with its whole cost, which is less than what it would need. If only the
-    variant has such runs the ratio is a lower bound, `sign` ">=", if only the baseline has, an upper one, "<="; bounds
+    A run that does not reach the target enters with its whole cost, which is less than it would need. If only the
+    variant has such runs the ratio is a lower bound, `sign` "≥", if only the baseline has, an upper one, "≤"; bounds
     have no interval.
     """
 
@@ -150,14 +145,14 @@ class Ratio:
             return None
         logs = Estimate.of(np.log(needed[0]) - np.log(needed[1]))
         if any(missed):
-            return cls(math.exp(logs.mean), None, None, ">=" if missed[0] else "<=")
+            return cls(math.exp(logs.mean), None, None, "≥" if missed[0] else "≤")
         bounds = [None if bound is None else math.exp(bound) for bound in (logs.low, logs.high)]
         return cls(math.exp(logs.mean), *bounds)
 
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What the runs of one variant reached and cost."""
+    """Accuracy and cost of the runs of one variant."""
 
     label: str
     baseline: str | None
@@ -170,25 +165,39 @@ class Summary:
     ratio_to_target: dict[str, Ratio | None]  # empty for a baseline
 
 
-@dataclasses.dataclass(frozen=True)
-class MeanCurve:
-    """The evaluations that all seeds of a variant have: accuracy and costs, each a mean over the seeds."""
+def summarize(
+    curves: Mapping[str, Sequence[Curve]], baseline_of: Mapping[str, str | None], target: float | None
+) -> list[Summary]:
+    """A summary of each variant.
 
-    steps: Int[np.ndarray, " E"]
-    accuracy: list[Estimate]
-    costs: dict[str, Float[np.ndarray, " E"]]
+    Args:
+      curves: label -> a curve a seed, the same seeds in the same order for all.
+      baseline_of: label -> label of the variant that it is compared with; None = a baseline.
+      target: accuracy whose cost is asked for; None = none.
+    """
+    asked = COSTS if target is not None else ()
 
-    @classmethod
-    def of(cls, curves: Sequence[Curve]) -> "MeanCurve":
-        """Of at least one curve."""
-        steps = functools.reduce(np.intersect1d, [curve.steps for curve in curves])
-        at = [np.isin(curve.steps, steps) for curve in curves]
-        accuracy = np.stack([curve.accuracy[keep] for curve, keep in zip(curves, at, strict=True)])
-        costs = {
-            name: np.mean([curve.costs[name][keep] for curve, keep in zip(curves, at, strict=True)], axis=0)
-            for name in COSTS
-        }
-        return cls(steps, [Estimate.of(values) for values in accuracy.T], costs)
+    def summary(label: str) -> Summary:
+        own, baseline = curves[label], baseline_of[label]
+        base = curves[baseline] if baseline else None
+
+        def difference(name: str) -> Estimate | None:
+            pairs = zip(own, base, strict=True) if base else ()
+            return Estimate.of([getattr(a, name) - getattr(b, name) for a, b in pairs]) if base else None
+
+        return Summary(
+            label=label,
+            baseline=baseline,
+            final=Estimate.of([curve.final for curve in own]),
+            mean=Estimate.of([curve.mean for curve in own]),
+            final_difference=difference("final"),
+            mean_difference=difference("mean"),
+            total={name: float(np.mean([curve.costs[name][-1] for curve in own])) for name in COSTS},
+            cost_to_target={name: [curve.cost_to_reach(target, name) for curve in own] for name in asked},
+            ratio_to_target={name: Ratio.of(own, base, target, name) for name in asked} if base else {},
+        )
+
+    return [summary(label) for label in curves]
 
 
 def default_target(baselines: Sequence[Curve]) -> float | None:
@@ -200,33 +209,3 @@ def default_target(baselines: Sequence[Curve]) -> float | None:
     first = float(np.mean([curve.accuracy[0] for curve in baselines]))
     gain = float(np.mean([curve.final for curve in baselines])) - first
     return first + GAIN_TO_REACH * gain if gain > 0 else None
-
-
-def summarise(
-    curves: Mapping[str, Sequence[Curve]], baseline_of: Mapping[str, str | None], target: float | None
-) -> list[Summary]:
-    """A summary of each variant.
-
-    Args:
-      curves: label -> a curve a seed, the same seeds in the same order for all.
-      baseline_of: label -> label of what it is compared with; None = a baseline.
-      target: accuracy whose cost is asked for; None = none.
-    """
-    return [_summary(label, curves, baseline_of[label], target) for label in curves]
-
-
-def _summary(label: str, curves: Mapping[str, Sequence[Curve]], baseline: str | None, target: float | None) -> Summary:
-    own, base = curves[label], curves[baseline] if baseline else []
-    asked = COSTS if target is not None else ()
-    pairs = list(zip(own, base, strict=True)) if base else []
-    return Summary(
-        label=label,
-        baseline=baseline,
-        final=Estimate.of([curve.final for curve in own]),
-        mean=Estimate.of([curve.mean for curve in own]),
-        final_difference=Estimate.of([a.final - b.final for a, b in pairs]) if base else None,
-        mean_difference=Estimate.of([a.mean - b.mean for a, b in pairs]) if base else None,
-        total={name: float(np.mean([curve.costs[name][-1] for curve in own])) for name in COSTS},
-        cost_to_target={name: [curve.cost_to_reach(target, name) for curve in own] for name in asked},
-        ratio_to_target={name: Ratio.of(own, base, target, name) for name in asked} if base else {},
-    )

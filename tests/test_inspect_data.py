@@ -10,7 +10,7 @@ import pytest
 from gvm_jax.config import ConfigError
 from gvm_jax.data import DataError, load_prompts, load_tokenizer
 from gvm_jax.data.prompts import describe
-from gvm_jax.inspect import inspect
+from gvm_jax.inspect_data import inspect
 from gvm_jax.rewards import Grader
 from tests.test_train import ROOT, environment, small_config
 
@@ -26,20 +26,13 @@ def config(tmp_path_factory):
     return small_config(**paths, **{"data.exclude": (paths["evaluation.path"],), "data.max_prompt_tokens": 20})
 
 
-def test_rows_are_counted_once_under_their_reason(config):
-    head = inspect(config, "data", [])
-    assert head == [
+def test_rows_are_counted_once_and_shown_as_the_model_gets_them(config):
+    assert inspect(config, "data", [4, 1, 3]) == [
         f"data      {config.data.path}: 5 rows, 2 prompts",
         "dropped   1 (row 3): longer than data.max_prompt_tokens",
         "dropped   1 (row 2): problem of data.exclude",
         "dropped   1 (row 1): reference answer that the verifier cannot read",
         "tokens    0 %: 4, 50 %: 4, 90 %: 26, 99 %: 26, 100 %: 26 of all rows' prompts; data.max_prompt_tokens = 20",
-    ]
-
-
-def test_rows_are_shown_as_the_model_gets_them(config):
-    lines = inspect(config, "data", [4, 1, 3])[5:]
-    assert lines == [
         *("", "row 4: 4 tokens", "  | 2+2=", "  answer: '4' (the verifier reads it)", ""),
         "row 1: 4 tokens; dropped: reference answer that the verifier cannot read",
         *("  | 4+5=", "  answer: '=' (the verifier cannot read it)", ""),
@@ -48,20 +41,20 @@ def test_rows_are_shown_as_the_model_gets_them(config):
     ]
 
 
-def test_bad_and_repeated_rows_are_told_as_in_training(tmp_path):
+def test_bad_and_repeated_rows_are_counted_as_in_training(tmp_path):
     rows = [("1+2", 3), (None, 9), ("1+2", "3.0"), ("1+2", 4), ("4+5", None)]
     rows += [(f"{number}+1", number + 1) for number in range(9) for _ in range(3)]
     records = (json.dumps({"problem": problem, "answer": answer}) + "\n" for problem, answer in rows)
     (tmp_path / "rows.jsonl").write_text("".join(records))
     config = small_config(**{"data.path": str(tmp_path / "rows.jsonl")})
-    told = [
+    notes = [
         "dropped   1 (row 4): the answer is null",
         "dropped   1 (row 1): the problem is null",
         "note      20 (rows 2, 3, 6, ...): the problem of an earlier row again",
         "note      1 (row 3): the problem of an earlier row with another answer, so one of them is wrong",
     ]
     lines = inspect(config, "data", [1])
-    assert lines[0].endswith("32 rows, 30 prompts") and [*lines[1:3], *lines[4:6]] == told
+    assert lines[0].endswith("32 rows, 30 prompts") and [*lines[1:3], *lines[4:6]] == notes
     assert lines[3].startswith("tokens    0 %: 4, 50 %: 4, ")  # a row without a problem is no prompt of 0 tokens
     assert lines[6:] == [
         "",
@@ -71,7 +64,7 @@ def test_bad_and_repeated_rows_are_told_as_in_training(tmp_path):
     ]
     with Grader(**config.rewards) as grader:
         tokenizer = load_tokenizer(config.model.path)
-        assert describe(load_prompts(config, "data", config.data.path, tokenizer, grader)) == told
+        assert describe(load_prompts(config, "data", config.data.path, tokenizer, grader)) == notes
 
 
 def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config):
@@ -82,22 +75,26 @@ def test_the_first_rows_are_shown_and_a_row_that_is_not_there_is_an_error(config
         inspect(config, "data", [5])
 
 
-def test_a_prompt_that_the_model_has_no_row_for_is_an_error_as_in_a_run(config, tmp_path):
+@pytest.fixture
+def tokenizer_folder(tmp_path):
+    """The quickstart's tokenizer without a model."""
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
-    (tmp_path / "config.json").write_text('{"vocab_size": 12}')
+    return tmp_path
+
+
+def test_a_prompt_that_the_model_has_no_row_for_is_an_error_as_in_a_run(config, tokenizer_folder):
+    (tokenizer_folder / "config.json").write_text('{"vocab_size": 12}')
     small = config.copy_and_resolve_references()
-    small.model.path = str(tmp_path)
+    small.model.path = str(tokenizer_folder)
     with pytest.raises(DataError, match=r"Row 0 .* the token '=' has the id 12, .* 12 rows .* the chat template"):
         inspect(small, "data")
 
 
-def test_the_command_needs_no_weights_and_no_device(tmp_path):
-    for file in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / file).write_bytes((ROOT / "configs/quickstart_model" / file).read_bytes())
+def test_the_command_needs_no_weights_and_no_device(tokenizer_folder):
     command = [sys.executable, "-m", "gvm_jax", "inspect", "--config=configs/quickstart.py", "--row=7"]
     done = subprocess.run(
-        [*command, f"--config.model.path={tmp_path}"],
+        [*command, f"--config.model.path={tokenizer_folder}"],
         cwd=ROOT,
         env=environment() | {"JAX_PLATFORMS": "none_such"},  # an error as soon as a device is wanted
         capture_output=True,

@@ -1,4 +1,4 @@
-"""What repeated estimates of a gradient say of the strategy that drew their samples.
+"""Error, variance and bias of a strategy's gradient estimates, with intervals.
 
 All squared lengths are in units of ‖g‖², g the gradient to estimate. Repetitions r of R give estimates ĝ_r with mean ḡ:
 
@@ -22,31 +22,23 @@ NORMAL_95 = 1.96
 
 
 @dataclasses.dataclass(frozen=True)
-class Measured:
+class GradientErrors:
     """A strategy's repetitions."""
 
-    errors: Float[np.ndarray, " R"]  # ‖ĝ_r - g‖²
-    deviations: Float[np.ndarray, " R"]  # ‖ĝ_r - ḡ‖² R/(R - 1)
+    error: float  # E‖ĝ - g‖²
+    variance: float  # tr Cov ĝ
     squared_bias: float
     squared_bias_error: float  # its standard error
+    errors: Float[np.ndarray, " R"]  # ‖ĝ_r - g‖²
+    deviations: Float[np.ndarray, " R"]  # ‖ĝ_r - ḡ‖² R/(R - 1)
     cosines: Float[np.ndarray, " R"]  # of ĝ_r with g: what is left of the error where the length does not matter
     counts: Float[np.ndarray, " m"]  # mean samples of each prompt
     tokens: Float[np.ndarray, " R"]
     rollouts: Int[np.ndarray, " R"]
     useful: Float[np.ndarray, " m"]  # how often a prompt had a sample with a gradient
-    brier: float  # E(p̂ - accepted)² over prompts, of the believed accept rates
-    brier_constant: float  # the same with the mean accept rate for every prompt: knowing nothing of them
-    brier_truth: float  # the same with the true ones: the best there is
-
-    @property
-    def error(self) -> float:
-        """E‖ĝ - g‖²."""
-        return float(self.errors.mean())
-
-    @property
-    def variance(self) -> float:
-        """tr Cov ĝ."""
-        return float(self.deviations.mean())
+    brier: float  # E(p̂ - accepted)² over prompts, of the estimated accept rates
+    brier_constant: float  # the same with the mean accept rate for every prompt
+    brier_truth: float  # the same with the true ones, its least value
 
     @property
     def bias(self) -> tuple[float, float]:
@@ -57,7 +49,7 @@ class Measured:
         return root, self.squared_bias_error / (2 * root)
 
 
-def measure(pool: Pool, outcomes: Outcomes, target: Float[np.ndarray, "m S"]) -> Measured:
+def measure(pool: Pool, outcomes: Outcomes, target: Float[np.ndarray, "m S"]) -> GradientErrors:
     """Estimates from coefficients and the pool's gradients.
 
     Args:
@@ -78,19 +70,22 @@ def measure(pool: Pool, outcomes: Outcomes, target: Float[np.ndarray, "m S"]) ->
     around, bias = estimates - mean, mean - truth
     deviations = np.einsum("rk,rk->r", around, around, dtype=np.float64) * repetitions / (repetitions - 1)
     lengths = np.linalg.norm(estimates, axis=1)
-    p, believed = pool.accept_rates, np.asarray(outcomes.accept_rates, np.float64)
+    p, estimated = pool.accept_rates, np.asarray(outcomes.accept_rates, np.float64)
     noise = np.mean(p * (1 - p))
-    return Measured(
-        errors=np.einsum("rk,rk->r", estimates - truth, estimates - truth, dtype=np.float64),
-        deviations=deviations,
+    errors = np.einsum("rk,rk->r", estimates - truth, estimates - truth, dtype=np.float64)
+    return GradientErrors(
+        error=float(errors.mean()),
+        variance=float(deviations.mean()),
         squared_bias=float(bias @ bias - deviations.mean() / repetitions),
         squared_bias_error=_squared_bias_error(around, bias),
+        errors=errors,
+        deviations=deviations,
         cosines=estimates @ truth / np.maximum(lengths, np.finfo(np.float32).tiny),
         counts=np.asarray(outcomes.counts).mean(0),
         tokens=np.asarray(outcomes.tokens, np.float64),
         rollouts=np.asarray(outcomes.counts).sum(1),
         useful=np.asarray(outcomes.useful).mean(0),
-        brier=float(np.mean((believed - p) ** 2) + noise),
+        brier=float(np.mean((estimated - p) ** 2) + noise),
         brier_constant=float(np.var(p) + noise),
         brier_truth=float(noise),
     )

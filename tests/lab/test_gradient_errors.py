@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gvm_jax.lab.measures import measure, ratio
+from gvm_jax.lab.gradient_errors import measure, ratio
 from gvm_jax.lab.simulation import Outcomes
 
 REPETITIONS = 1000
