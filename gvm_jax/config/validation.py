@@ -76,26 +76,18 @@ def hint(name: str, prefix: str = "") -> str:
     return f"did you mean {prefix}{near}?" if near else "`gvm-jax config` lists the fields"
 
 
-def _enough_rollouts_for_the_floor(rollouts, prompts, mode, pilots, floor) -> str | None:
+def _rollouts_within_bounds(rollouts, prompts, mode, pilots, floor, cap) -> str | None:
     pilots = pilots if mode == "pilot" else 0
-    if rollouts >= prompts * (pilots + floor):
+    plus_pilots = "prompts_per_step × (allocation.pilot_samples + {})" if pilots else "prompts_per_step × {}"
+    least, most = prompts * (pilots + floor), prompts * (pilots + cap)
+    if rollouts < least:
+        bound, advice = f">= {plus_pilots.format('allocation.min_samples')} = {least}", "raise it or lower one of those"
+    elif cap and rollouts > most:
+        bound = f"<= {plus_pilots.format('allocation.max_samples')} = {most}"
+        advice = "lower it, raise the cap, or set allocation.max_samples to 0 for none"
+    else:
         return None
-    share = "(allocation.pilot_samples + allocation.min_samples)" if pilots else "allocation.min_samples"
-    return (
-        f"rollouts_per_step = {rollouts}: must be >= prompts_per_step × {share} = {prompts * (pilots + floor)}; raise "
-        "it or lower one of those"
-    )
-
-
-def _few_enough_rollouts_for_the_cap(rollouts, prompts, mode, pilots, cap) -> str | None:
-    pilots = pilots if mode == "pilot" else 0
-    if cap == 0 or rollouts <= prompts * (pilots + cap):
-        return None
-    share = "(allocation.pilot_samples + allocation.max_samples)" if pilots else "allocation.max_samples"
-    return (
-        f"rollouts_per_step = {rollouts}: must be <= prompts_per_step × {share} = {prompts * (pilots + cap)}; "
-        "lower it, raise the cap, or set allocation.max_samples to 0 for none"
-    )
+    return f"rollouts_per_step = {rollouts}: must be {bound}; {advice}"
 
 
 def _equal_updates(rollouts, updates, micro_batch) -> str | None:
@@ -129,10 +121,11 @@ def _one_axis_fills_the_mesh(*sizes) -> str | None:
 
 
 # Each is called with the values of its fields, in this order, if all of these hold what they may.
-_ROLLOUTS = ("rollouts_per_step", "prompts_per_step", "allocation.mode", "allocation.pilot_samples")
 _CROSS_CHECKS: dict[Callable[..., str | None], tuple[str, ...]] = {
-    _enough_rollouts_for_the_floor: (*_ROLLOUTS, "allocation.min_samples"),
-    _few_enough_rollouts_for_the_cap: (*_ROLLOUTS, "allocation.max_samples"),
+    _rollouts_within_bounds: (
+        *("rollouts_per_step", "prompts_per_step", "allocation.mode", "allocation.pilot_samples"),
+        *("allocation.min_samples", "allocation.max_samples"),
+    ),
     _equal_updates: ("rollouts_per_step", "optimizer.updates_per_step", "optimizer.micro_batch"),
     _weighting_suits_the_algorithm: ("objective.algorithm", "objective.weighting"),
     _one_axis_fills_the_mesh: ("mesh.data", "mesh.fsdp", "mesh.tensor"),
