@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import rich
 from etils import epath
 
-from gvm_jax.report.figures import plot_allocation, plot_learning_curves
+from gvm_jax.report.figures import plot_overview
 from gvm_jax.report.final_numbers import side_by_side, summary_rows
 from gvm_jax.report.page import render
 from gvm_jax.report.records import RunRecord, read_run, read_runs
@@ -38,13 +38,12 @@ def show_several(workdirs: Sequence[os.PathLike[str]], out: os.PathLike[str]) ->
 
 
 def write(runs: Sequence[RunRecord], out: epath.Path) -> list[epath.Path]:
-    """Write the page and the plots that the runs' files suffice for; returns their paths, the page first."""
+    """Write the page and the overview as an image; returns their paths."""
     out.mkdir(parents=True, exist_ok=True)
     (out / PAGE).write_bytes(render(runs))
-    plots = (plot_learning_curves(runs, out), plot_allocation(runs, out))
-    return [out / PAGE, *(plot for plot in plots if plot)]
+    return [out / PAGE, plot_overview(runs, out)]
 
 
 def _say(files: Sequence[epath.Path]) -> None:
-    for kind, file in zip(["page", *["plot"] * len(files)], files, strict=False):
+    for kind, file in zip(("page", "plot"), files, strict=True):
         print(f"{kind}        {file}")

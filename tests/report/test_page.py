@@ -180,9 +180,7 @@ def test_pages_and_plots_go_where_they_are_said_to_be(tmp_path, monkeypatch, cap
     shown = capsys.readouterr().out.replace("\n", "")
     for folder in (a / "plots", tmp_path / "study/plots/a+b", tmp_path / "out"):
         assert f"page        {folder}/report.html" in shown
-        assert sorted(os.listdir(folder)) == [
-            "accuracy_against_rollouts.png", "allocation_against_accept_rate.png", "report.html",
-        ]  # fmt: skip
+        assert sorted(os.listdir(folder)) == ["overview.png", "report.html"]
 
 
 def test_pages_of_other_runs_are_other_pages(tmp_path):
