@@ -4,7 +4,7 @@ import subprocess
 
 import pytest
 
-from gvm_jax.runtime.metrics import read_metrics, read_rows
+from gvm_jax.runtime.metrics import read_rows
 from tests.test_train import command, environment, without_times
 
 
@@ -15,7 +15,7 @@ def run(workdir, size):
     variables = environment() | {"XLA_FLAGS": xla_flags}
     done = subprocess.run(command(workdir, *flags), env=variables, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]
-    return without_times(read_metrics(workdir)), read_rows(workdir, "allocation")
+    return without_times(read_rows(workdir)), read_rows(workdir, "allocation")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from gvm_jax.config import FIELDS, ConfigError, OnResume
 from gvm_jax.convert import convert
 from gvm_jax.models.config import ModelError
 from gvm_jax.runtime.files import RecordError
-from gvm_jax.runtime.metrics import read_metrics, read_rows
+from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.train import train
 from tests.runtime.test_owner import hold  # noqa: F401 - a fixture
 from tests.test_train import (  # noqa: F401 - two fixtures
@@ -97,12 +97,12 @@ def test_a_finished_run_takes_more_steps_and_not_fewer(finished, tmp_path, capsy
     with pytest.raises(ConfigError, match=r"^steps = 2: 3 are done in .*run; set more, or as many$"):
         train(small_config(steps=2), tmp_path / "run")
     assert json.loads((tmp_path / "run/config.json").read_text())["steps"] == 3
-    assert len(read_metrics(tmp_path / "run")) == 3
+    assert len(read_rows(tmp_path / "run")) == 3
     train(small_config(), tmp_path / "run")
     assert "complete: 3 steps are done; raise --config.steps" in capsys.readouterr().out
     train(small_config(steps=4), tmp_path / "run")
     out = capsys.readouterr().out
-    assert "resumes   at step 3; steps: 3 -> 4\n" in out and len(read_metrics(tmp_path / "run")) == 4
+    assert "resumes   at step 3; steps: 3 -> 4\n" in out and len(read_rows(tmp_path / "run")) == 4
 
 
 def change_weights(folder):
@@ -178,7 +178,7 @@ def test_a_lost_record_is_told_and_its_totals_go_on(stopped, finished, caplog): 
     assert (
         "evaluation.jsonl: the evaluations so far are missing" in caplog.text and "allocation.jsonl" not in caplog.text
     )
-    assert without_times(read_metrics(stopped)) == without_times(read_metrics(finished))[2:]
+    assert without_times(read_rows(stopped)) == without_times(read_rows(finished))[2:]
     caplog.clear()
     train(small_config(), stopped)
     assert "missing" not in caplog.text
@@ -191,7 +191,7 @@ def test_a_run_that_saved_nothing_begins_again_and_says_so(stopped, finished, ca
     (stopped / "metrics.jsonl").write_text("".join(lines[:2]))
     train(small_config(steps=1), stopped)
     assert "an earlier run ended at step 2 before it had saved a checkpoint; this one begins again" in caplog.text
-    assert without_times(read_metrics(stopped)) == without_times(read_metrics(finished))[:1]
+    assert without_times(read_rows(stopped)) == without_times(read_rows(finished))[:1]
 
 
 def test_a_broken_line_of_the_record_is_one_clear_line(stopped):

@@ -24,7 +24,7 @@ from gvm_jax.models.config import ModelError, Qwen2Config
 from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.weights import load_params
 from gvm_jax.rewards import VerifierFailure
-from gvm_jax.runtime.metrics import read_metrics, read_rows
+from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.train import train
 from tests.models.test_parity import logits_of
 
@@ -105,7 +105,7 @@ def test_nothing_is_compiled_after_the_first_step(finished, compiled):
 
 
 def test_metrics_account_for_everything(finished):
-    rows = read_metrics(finished)
+    rows = read_rows(finished)
     assert [row["step"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["total/rollouts"] == 32 * row["step"] and row["total/updates"] == 2 * row["step"]
@@ -237,18 +237,18 @@ def test_sigterm_saves_and_the_same_command_finishes_to_the_same_bits(finished, 
     assert "the same command resumes the run" in "".join(lines)
     train(small_config(), workdir)
     assert final_state(workdir) == final_state(finished)
-    assert without_times(read_metrics(workdir)) == without_times(read_metrics(finished))
+    assert without_times(read_rows(workdir)) == without_times(read_rows(finished))
 
 
 def test_a_group_baseline_with_a_reference_model_trains(tmp_path):
     train(small_config("gvm_grpo", **ONE_STEP, **{"objective.kl_coefficient": 0.01}), tmp_path)
-    (row,) = read_metrics(tmp_path)
+    (row,) = read_rows(tmp_path)
     assert np.isfinite(row["train/loss"]) and row["train/gradient_norm"] > 0
 
 
 def test_rollouts_from_rounded_weights_are_corrected(tmp_path):
     train(small_config(**ONE_STEP, **{"rollout.weight_dtype": "int8"}), tmp_path)
-    (row,) = read_metrics(tmp_path)
+    (row,) = read_rows(tmp_path)
     assert 1e-4 < row["rollout/logprob_mismatch"] < 0.1
     assert 0 <= row["train/truncated_weights"] < 0.5 and np.isfinite(row["train/loss"])
 
@@ -258,7 +258,7 @@ def test_pilot_mode_trains_on_pilots_too(tmp_path):
     train(small_config(**ONE_STEP | {"steps": 2}, **pilot), tmp_path)
     rows = read_rows(tmp_path, "allocation")
     assert all(sum(row["count"]) == 16 and min(row["count"]) >= 1 for row in rows)
-    assert [row["total/rollouts"] for row in read_metrics(tmp_path)] == [32, 64]
+    assert [row["total/rollouts"] for row in read_rows(tmp_path)] == [32, 64]
 
 
 @pytest.mark.parametrize(
@@ -275,7 +275,7 @@ def test_strategies_that_sample_in_rounds_or_choose_train(strategy, settings, tm
     settings = {f"allocation.{name}": value for name, value in ({"strategy": strategy} | settings).items()}
     settings |= {"prompts_per_step": 4, "rollouts_per_step": 16} if "allocation.prompt_pool" in settings else {}
     train(small_config("grpo" if strategy == "dapo" else "raft", **ONE_STEP | {"steps": 2}, **settings), tmp_path)
-    rows, metrics = read_rows(tmp_path, "allocation"), read_metrics(tmp_path)
+    rows, metrics = read_rows(tmp_path, "allocation"), read_rows(tmp_path)
     assert all(sum(row["count"]) <= 32 for row in rows)
     if settings.get("allocation.mode") != "pilot":
         assert metrics[-1]["total/rollouts"] == sum(sum(row["count"]) for row in rows)
@@ -307,7 +307,7 @@ def test_rows_of_the_embedding_table_without_a_token_change_nothing(finished, tm
     tensors["model.embed_tokens.weight"][17:] = tensors["model.embed_tokens.weight"][11]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     train(small_config(steps=1, **{"model.path": str(folder)}), tmp_path / "run")
-    assert without_times(read_metrics(tmp_path / "run")) == without_times(read_metrics(finished))[:1]
+    assert without_times(read_rows(tmp_path / "run")) == without_times(read_rows(finished))[:1]
     assert read_rows(tmp_path / "run", "samples") == read_rows(finished, "samples")[:1]
     assert (
         "tokens    24 ids, 7 of them without a text and never sampled; a response ends with" in capsys.readouterr().out
@@ -407,7 +407,7 @@ def test_a_run_whose_updates_are_not_finite_stops_and_can_be_resumed(tmp_path, m
     with pytest.raises(FloatingPointError, match="6 in a row"):  # the count is part of the state
         train(small_config(**settings), tmp_path)
     train(small_config(**settings), tmp_path)
-    rows = read_metrics(tmp_path)
+    rows = read_rows(tmp_path)
     assert [row["train/skipped_updates"] for row in rows] == [0, 2, 2, 2, 0, 0]
     assert rows[-1]["total/skipped_updates"] == 6 and rows[-1]["total/updates"] == 6
     assert sorted(os.listdir(tmp_path / "skipped")) == ["step-3.npz", "step-4.npz"]
@@ -433,6 +433,6 @@ def test_host_memory_stays_flat_over_60_steps(tmp_path, monkeypatch):
     assert after[0] == before[0], objects
     assert after[1] - before[1] < 3 * steps, objects  # Orbax keeps some 30 small objects of each save
     # The allocator's pools fill at first, and breathe by some 15 MB later.
-    memory = np.array([row["host/resident_bytes"] for row in read_metrics(tmp_path)])
+    memory = np.array([row["host/resident_bytes"] for row in read_rows(tmp_path)])
     early, late = np.median(memory[30:50]), np.median(memory[-20:])
     assert late - early < 0.05 * early, memory[::10] // 2**20

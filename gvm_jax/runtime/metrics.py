@@ -174,8 +174,3 @@ def read_rows(workdir: str | os.PathLike[str], table: str = "metrics") -> list[d
         return math.nan if value is None else value
 
     return [{name: number(value) for name, value in line.items()} for line, _ in complete_lines(path)]
-
-
-def read_metrics(workdir: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The lines of `metrics.jsonl`: see `read_rows`."""
-    return read_rows(workdir, "metrics")

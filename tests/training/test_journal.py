@@ -8,7 +8,7 @@ import pytest
 from gvm_jax.allocation.allocator import AllocationInfo
 from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rollout.policy import SampleStats
-from gvm_jax.runtime.metrics import read_metrics
+from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.training.journal import Journal, Totals, step_scalars
 from gvm_jax.training.sampler import GradedRollouts
 from gvm_jax.training.step import StepMetrics
@@ -84,7 +84,7 @@ def test_too_many_updates_left_out_stop_the_run_with_the_batch_kept(make_rollout
         np.testing.assert_array_equal(batch["logprobs"], rollouts.logprobs)
         np.testing.assert_array_equal(batch["prompt_ids"][batch["group"]], [7, 9, 9])
         np.testing.assert_array_equal(batch["rewards"], [1, 1, 1])
-    rows = read_metrics(tmp_path)
+    rows = read_rows(tmp_path)
     assert [(row["train/skipped_updates"], row["total/skipped_updates"], row["total/updates"]) for row in rows] == [
         (3, 3, 1),
         (3, 6, 2),
