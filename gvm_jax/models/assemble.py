@@ -34,12 +34,11 @@ def make_model(
     return model, f"{parameters / 1e6:.1f} M parameters, computed in {reason}; trained with attention {attention}"
 
 
-def resolve_compute_dtype(name: str, platform: str | None = None) -> tuple[jnp.dtype, str]:
-    """The dtype that `model.compute_dtype` stands for on a platform (default: JAX's own), and one line why.
+def resolve_compute_dtype(name: str, platform: str) -> tuple[jnp.dtype, str]:
+    """The dtype that `model.compute_dtype` stands for on a platform, and one line why.
 
     "auto" is bfloat16 on TPUs and GPUs, and the faster dtype on a CPU.
     """
-    platform = platform or jax.default_backend()
     fast, why = (True, "") if platform in ("tpu", "gpu") else cpu.fast_bfloat16()
     if name == "auto":
         name = "bfloat16" if fast else "float32"

@@ -43,7 +43,7 @@ class RolloutEngine:
         platform = mesh.devices.flat[0].platform
         int8 = settings.weight_dtype == "int8"
         self._own_layout = int8 or model.dtype != jnp.float32  # float32 is that of the training parameters
-        unstacked = self._own_layout and platform == "cpu"
+        unstacked = self._own_layout and platform == "cpu"  # `runtime/cpu.py` says why
 
         def convert(params):
             params = quantize(params) if int8 else jax.tree.map(lambda x: x.astype(model.dtype), params)
