@@ -18,6 +18,7 @@ from gvm_jax import command
 from gvm_jax.lab.study import DEFAULT, study
 from gvm_jax.rewards import VerifierFailure
 from gvm_jax.runtime.compilation_cache import keep_programs
+from gvm_jax.training.inputs import every_input_error
 
 _STRATEGIES = flags.DEFINE_list(
     "strategies", None, "Entries to compare. Default: all strategies, gvm in several ways.", allow_override=True
@@ -40,7 +41,7 @@ def main() -> None:
     """Parse flags, study, report."""
     logging.set_verbosity(logging.WARNING)
     workdir = pathlib.Path(command.workdir("variance-"))
-    with command.one_line(VerifierFailure):
+    with command.one_line(VerifierFailure), every_input_error(command.config()):
         keep_programs()
         study(
             command.config(), workdir, _STRATEGIES.value or DEFAULT, checkpoint=_CHECKPOINT.value,
