@@ -1,6 +1,7 @@
 """The real engines on the quickstart's model, and the command."""
 
 import dataclasses
+import importlib
 import json
 import pathlib
 import re
@@ -12,6 +13,7 @@ import pytest
 from gvm_jax.benchmark import workloads
 from gvm_jax.benchmark.agreement import ALLOWED, token_differences
 from gvm_jax.benchmark.engine_comparison import compare
+from gvm_jax.benchmark.engine_process import ENGINES as SCRIPTS
 from gvm_jax.benchmark.engine_process import TASKS, BenchmarkError
 from gvm_jax.benchmark.measure import measure, parse_fields
 from gvm_jax.benchmark.tables import Result
@@ -71,6 +73,17 @@ def test_methods_and_engines_agree_on_the_norms(engine, texts):
     norms = found.runs[engine][0]["norms"]
     assert norms == pytest.approx(expected.runs["gvm_jax"][0]["norms"], rel=1e-4)
     assert "float32" in about[engine]["configured"]
+
+
+def test_given_responses_stand_behind_their_own_prompts(texts, monkeypatch):
+    """Of the workload `agreement`, whose groups number the questions, not the rows."""
+    monkeypatch.syspath_prepend(str(SCRIPTS))
+    samples = workloads.agreement(dataclasses.replace(texts, questions=[*texts.questions] * 2), prompts=2)
+    rollouts = importlib.import_module("gvm_jax_model").given_rollouts(dataclasses.asdict(samples))
+    for row, (prompt, response) in enumerate(zip(samples.prompts, samples.responses, strict=True)):
+        assert rollouts.tokens[row][: len(prompt) + len(response)].tolist() == prompt + response
+        assert (rollouts.prompt_lengths[row], rollouts.response_lengths[row]) == (len(prompt), len(response))
+    assert rollouts.group.tolist() == samples.groups == [0] * 4 + [1] * 4
 
 
 @pytest.mark.slow

@@ -86,8 +86,11 @@ def given_rollouts(workload: dict) -> Rollouts:
     samples = Samples(max(map(len, responses)))
     for row, response in zip(samples.add(len(responses)), responses, strict=True):
         samples.append(np.array([row]), np.array([response]), np.zeros((1, len(response)), np.float32))
-    groups = np.array(workload["groups"] or range(len(prompts)), np.int32)
-    return jax.tree.map(jnp.asarray, samples.rollouts(prompts, groups, max(map(len, prompts))))
+    each = np.arange(len(prompts), dtype=np.int32)  # a prompt is there once for each response
+    rollouts = samples.rollouts(prompts, each, max(map(len, prompts)))
+    if workload["groups"]:
+        rollouts = rollouts.replace(group=np.array(workload["groups"], np.int32))
+    return jax.tree.map(jnp.asarray, rollouts)
 
 
 def logprobs_program(model: Model, rollouts: Rollouts, micro_batch: int, temperature: float, chunk: int):
