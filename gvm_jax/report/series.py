@@ -28,7 +28,8 @@ METRICS = (
 def training(run: RunRecord) -> dict[str, Any]:
     """The curves of `METRICS` that the run has, and of the speed of sampling and of the whole, in tokens a second."""
     curves = {name: [row.get(name) for row in run.metrics] for name in METRICS}
-    tokens = np.diff([row.get("total/sampled_tokens", math.nan) for row in run.metrics], prepend=0.0)
+    before = 0.0 if run.metrics and run.metrics[0]["step"] == 1 else math.nan  # lines of earlier steps may be lost
+    tokens = np.diff([row.get("total/sampled_tokens", math.nan) for row in run.metrics], prepend=before)
     for name, fields in (
         ("speed/sampling", ("rollout",)),
         ("speed/step", ("rollout", "reward", "allocation", "update")),

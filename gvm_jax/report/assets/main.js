@@ -36,7 +36,7 @@ function insideSection() {
   const chosenBefore = (name, usual) => (runs[address.get(name)] || address.get(name) === "-1" ? Number(address.get(name)) : usual);
   let first = Math.max(chosenBefore("run", 0), 0), other = runs.findIndex((run) => run.colour !== runs[0].colour);
   if (other < 0) other = runs.length > 1 ? 1 : -1;
-  let second = chosenBefore("beside", other), fraction = clamp(Number(address.get("span") ?? 1), 0, 1);
+  let second = chosenBefore("beside", other), fraction = address.has("span") ? clamp(Number(address.get("span")) || 0, 0, 1) : 1;
   const charts = [
     (run, peers) => scatter(run, peers, fraction, "rate"),
     (run, peers) => scatter(run, peers, fraction, "norm"),
