@@ -54,7 +54,6 @@ class SampleStore:
         return self
 
     def __exit__(self, *_) -> None:
-        """Closes it."""
         self._file.close()
 
     def write(self, record: Mapping[str, Any]) -> None:

@@ -29,12 +29,11 @@ class Curve:
     """Held-out accuracy of one run, and the cost of the run by the time of each evaluation."""
 
     steps: Int[np.ndarray, " E"]
-    accuracy: Float[np.ndarray, " E"]
+    accuracy: Float[np.ndarray, " E"]  # the last one is after the last step
     costs: dict[str, Float[np.ndarray, " E"]]  # by name of COSTS, from 0
 
     @property
     def final(self) -> float:
-        """Accuracy after the last step."""
         return float(self.accuracy[-1])
 
     @property

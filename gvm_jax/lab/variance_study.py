@@ -100,7 +100,6 @@ class Fixed(Strategy):
     chosen: tuple[int, ...] = ()
 
     def counts(self, estimates, constraints) -> Int[np.ndarray, " m"]:
-        """The counts."""
         return jnp.array(self.chosen, jnp.int32)
 
 

@@ -62,7 +62,6 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """A name for its folder."""
         return re.sub(r"[^\w.=+-]", "-", self.label)
 
     def config(self, shared: ConfigDict, seed: int) -> ConfigDict:
