@@ -90,13 +90,15 @@ def about(runs: Sequence[RunRecord]) -> str:
         "rollouts a step": shared("rollouts_per_step"),
     }
     line = " · ".join(f"{name} {value}" for name, value in named.items() if value is not None)
-    starts = runs[0].starts if len(runs) == 1 else []
-    if not starts:
-        return line
-    first, last = starts[0], starts[-1]
-    again = f", resumed {len(starts) - 1} times" if len(starts) > 1 else ""
-    where = [f"{name} {last[name]}" for name in ("commit", "devices") if last.get(name)]
-    return " · ".join([line, f"started {first.get('time', '?')}{again}", *where])
+    made = runs[0].about if len(runs) == 1 else {}
+    again = f", resumed {made['date']}" if made.get("date") != made.get("started") else ""
+    where = {
+        "started": made.get("started", "") + again,
+        "commit": made.get("commit"),
+        "devices": f"{made['devices']} x {made['device']}" if "devices" in made else None,
+        "jax": made.get("jax"),
+    }
+    return " · ".join([line, *(f"{name} {value}" for name, value in where.items() if value)])
 
 
 def notices(runs: Sequence[RunRecord], left_out: Sequence[str]) -> str:

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from etils import epath
+
 from gvm_jax.runtime.metrics import read_rows
 from gvm_jax.runtime.workdir import Workdir, workdir_path
 
@@ -24,7 +26,7 @@ class RunRecord:
     evaluation: Rows
     allocation: Rows
     samples: Rows
-    starts: Rows = dataclasses.field(default_factory=list)  # when, at which step, by which commit, on which devices
+    about: dict[str, Any] = dataclasses.field(default_factory=dict)  # of `about.json`: dates, commit, devices
 
     @property
     def steps(self) -> int:
@@ -63,14 +65,11 @@ def read_run(workdir: str | os.PathLike[str], name: str | None = None) -> RunRec
     """
     files = Workdir(workdir)
     try:
-        config = files.path / "config.json"
         return RunRecord(
             name=name if name is not None else files.path.name,
-            config=json.loads(config.read_text()) if config.exists() else {},
-            **{
-                table: _rows(files.local, table)
-                for table in ("metrics", "evaluation", "allocation", "samples", "starts")
-            },
+            config=_object(files.path / "config.json"),
+            about=_object(files.path / "about.json"),
+            **{table: _rows(files.local, table) for table in ("metrics", "evaluation", "allocation", "samples")},
         )
     finally:
         files.close()
@@ -110,6 +109,10 @@ def groups(runs: Sequence[RunRecord]) -> list[Group]:
         several = f"{name} ({len(numbers)} seeds)" if name else f"{first} and {len(numbers) - 1} more"
         found.append(Group(several if len(numbers) > 1 else first, numbers))
     return found
+
+
+def _object(path: epath.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _rows(workdir: pathlib.Path, table: str) -> Rows:

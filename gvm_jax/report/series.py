@@ -21,7 +21,7 @@ METRICS = (
     "reward/mean", "reward/accept_rate", "train/loss", "train/gradient_norm", "train/entropy", "train/kl",
     "train/clip_fraction", "rollout/response_tokens", "rollout/truncated", "rollout/logprob_mismatch",
     "rollout/logprob_mismatch_max", "train/truncated_weights", "allocation/ideal_variance_ratio",
-    "train/packing_efficiency", "host/resident_bytes",
+    "train/packing_efficiency", "host/resident_bytes", "device/peak_memory_bytes",
 )  # fmt: skip
 
 

@@ -116,10 +116,17 @@ def test_a_run_is_all_in_the_data(tmp_path):
 def test_a_page_says_when_where_and_with_which_settings_a_run_was_made(tmp_path):
     folder = write_run(tmp_path / "run", evaluation={"every": 10, "samples": 3})
     assert "started" not in render([read_run(folder)]).decode()
-    starts = [{"time": "2026-01-02 03:04 UTC", "commit": "abc", "devices": f"{n} x cpu"} for n in (4, 8)]
-    (folder / "starts.jsonl").write_text("".join(json.dumps({"step": 1, **start}) + "\n" for start in starts))
+    about = {
+        "started": "2026-01-02",
+        "date": "2026-01-03",
+        "commit": "abc",
+        "devices": 8,
+        "device": "cpu",
+        "jax": "0.10",
+    }
+    (folder / "about.json").write_text(json.dumps(about))
     page = render([read_run(folder)]).decode()
-    assert "started 2026-01-02 03:04 UTC, resumed 1 times · commit abc · devices 8 x cpu</p>" in page
+    assert "started 2026-01-02, resumed 2026-01-03 · commit abc · devices 8 x cpu · jax 0.10</p>" in page
     sections = re.findall(r'rowgroup" colspan="3">(\w+)<', page)
     assert sections == ["run", "data", "evaluation", "journal"]
     changed = re.findall(r'<tr class=changed><th scope="row">(\w+)</th><td>(.*?)</td><td>(.*?)</td>', page)

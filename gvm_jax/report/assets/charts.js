@@ -13,6 +13,7 @@ const CURVES = [
   ["rollout/truncated", "Cut responses", "at rollout.max_new_tokens", "share"],
   ["speed/sampling", "Speed of sampling", "sampled tokens by seconds of rollouts", "tokens/s"],
   ["speed/step", "Speed of a step", "sampled tokens by seconds of all phases", "tokens/s"],
+  ["device/peak_memory_bytes", "Peak memory of a device", "the most so far of any local one", "GiB", 2 ** -30],
   ["host/resident_bytes", "Memory of the host's process", "", "GiB", 2 ** -30],
   ["rollout/logprob_mismatch", "Mismatch of sampler and trainer", "mean |difference of log-probabilities| of a token", "nats"],
   ["train/truncated_weights", "Truncated weights", "tokens at objective.importance_cap", "share"],
