@@ -152,9 +152,12 @@ def without_cache():
     jax.config.update(setting, usual)
 
 
-@pytest.fixture(params=["v5e:2x4", "v5p:2x2x2", "v6e:2x4"])
+@pytest.fixture
 def tpu_mesh(request):
-    """A mesh over eight absent TPUs, two along each axis: libtpu compiles for a topology, Mosaic kernels included."""
+    """A mesh over eight absent TPUs, two along each axis: libtpu compiles for a topology, Mosaic kernels included.
+
+    Its parameter is the topology: "v5e:2x4", "v5p:2x2x2" or "v6e:2x4".
+    """
     pytest.importorskip("libtpu", reason="compiling for TPUs needs libtpu: pip install '.[tpu]'")
     os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # do not ask a cloud's metadata server what machine this is
     os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "true"  # no lock file: there is no device to share

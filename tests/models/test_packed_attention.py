@@ -80,7 +80,11 @@ def test_splash_runs_on_each_device_of_a_mesh(sizes, heads, kv_heads, test_mesh,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("heads", "kv_heads", "dim"), [(14, 2, 64), (12, 1, 128)])
+@pytest.mark.parametrize(
+    ("tpu_mesh", "heads", "kv_heads", "dim"),
+    [("v5e:2x4", 14, 2, 64), ("v5p:2x2x2", 14, 2, 64), ("v6e:2x4", 12, 1, 128)],
+    indirect=["tpu_mesh"],
+)
 def test_splash_and_its_gradient_compile_for_tpus(heads, kv_heads, dim, tpu_mesh, without_cache):
     """A row of 1,300 tokens holds 6 GB of scores of 12 heads in float32: none of them is in memory."""
     rows = NamedSharding(tpu_mesh, PartitionSpec(("data", "fsdp")))

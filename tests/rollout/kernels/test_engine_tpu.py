@@ -16,7 +16,16 @@ TINY = pathlib.Path(__file__).parents[2] / "models/golden/tiny_untied"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("attention, weight_dtype", [("auto", "compute"), ("tpu_shared", "int8")])
+@pytest.mark.parametrize(
+    "tpu_mesh, attention, weight_dtype",
+    [
+        ("v5e:2x4", "auto", "compute"),
+        ("v5p:2x2x2", "tpu_shared", "int8"),
+        ("v6e:2x4", "auto", "compute"),
+        ("v6e:2x4", "tpu_shared", "int8"),
+    ],
+    indirect=["tpu_mesh"],
+)
 def test_the_engine_compiles_for_tpu(tpu_mesh, without_cache, attention, weight_dtype):
     """Qwen2.5-0.5B's heads over a tensor axis of two: the cache stays in place and holds whole vectors."""
     config = dataclasses.replace(

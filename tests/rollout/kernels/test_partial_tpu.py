@@ -88,13 +88,14 @@ def test_rejects_kv_heads_that_do_not_divide_the_heads():
 
 
 @pytest.mark.parametrize(
-    "heads, kv_heads, dim, page, n, t, dtype",
+    "tpu_mesh, heads, kv_heads, dim, page, n, t, dtype",
     [
-        (14, 2, 64, 16, 256, 1, jnp.bfloat16),
-        (14, 2, 64, 64, 32, 8, jnp.bfloat16),
-        (28, 4, 128, 128, 256, 1, jnp.bfloat16),
-        (28, 4, 128, 64, 32, 8, jnp.float32),
+        ("v5e:2x4", 14, 2, 64, 16, 256, 1, jnp.bfloat16),
+        ("v5p:2x2x2", 14, 2, 64, 64, 32, 8, jnp.bfloat16),
+        ("v6e:2x4", 28, 4, 128, 128, 256, 1, jnp.bfloat16),
+        ("v5e:2x4", 28, 4, 128, 64, 32, 8, jnp.float32),
     ],
+    indirect=["tpu_mesh"],
 )
 def test_compiles_for_tpu(compile_layers, tpu_mesh, heads, kv_heads, dim, page, n, t, dtype):
     def step(q, cache, layer, tables, begin, end):

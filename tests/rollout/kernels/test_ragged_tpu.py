@@ -70,13 +70,14 @@ def test_rejects_a_cache_with_the_models_head_dim():
 
 
 @pytest.mark.parametrize(
-    "heads, kv_heads, dim, page, rows, chunk, dtype",
+    "tpu_mesh, heads, kv_heads, dim, page, rows, chunk, dtype",
     [
-        (14, 2, 64, 16, 256, 1, jnp.bfloat16),
-        (14, 2, 64, 64, 8, 128, jnp.bfloat16),
-        (28, 4, 128, 128, 256, 1, jnp.bfloat16),
-        (28, 4, 128, 128, 8, 128, jnp.float32),
+        ("v5e:2x4", 14, 2, 64, 16, 256, 1, jnp.bfloat16),
+        ("v5p:2x2x2", 14, 2, 64, 64, 8, 128, jnp.bfloat16),
+        ("v6e:2x4", 28, 4, 128, 128, 256, 1, jnp.bfloat16),
+        ("v5e:2x4", 28, 4, 128, 128, 8, 128, jnp.float32),
     ],
+    indirect=["tpu_mesh"],
 )
 def test_compiles_for_tpu(compile_layers, tpu_mesh, heads, kv_heads, dim, page, rows, chunk, dtype):
     def step(q, cache, layer, tables, positions):
