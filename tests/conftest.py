@@ -52,9 +52,9 @@ def test_mesh():
 
 
 def pytest_collection_modifyitems(items) -> None:
-    """Files with slow tests come first: a worker that gets one last keeps the others waiting."""
+    """Files with slow tests come first, whole runs before others: a worker that gets one last keeps others waiting."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path not in slow, item.path.parent != ROOT / "tests"))
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -64,6 +64,7 @@ def no_work(monkeypatch):
     monkeypatch.setattr(train_module, "Trainer", begin)
 
 
+@pytest.mark.slow
 def test_every_field_of_how_a_step_is_computed_changes_no_token(stopped, finished, tmp_path, capsys):  # noqa: F811
     of_devices = {"mesh.data", "mesh.fsdp", "mesh.tensor", "rollout.tensor"}
     assert {name for name, field in FIELDS.items() if field.on_resume is OnResume.ROUNDING} == set(
