@@ -8,6 +8,7 @@ import sys
 PACKAGE = pathlib.Path(__file__).parent.parent / "gvm_jax"
 LAYER = {"errors": 0, "rewards": 1, "config": 2, "runtime": 3, "models": 4, "rollout": 5, "allocation": 5, "data": 5}
 LAYER |= {"training": 6, "strategies": 6, "lab": 7, "sandbox": 7, "planner": 7, "evaluation": 7, "command": 7}
+LAYER |= {"reasoner": 7}
 ENTRY_POINTS = {"train", "convert", "report", "benchmark", "variance", "compare", "plan", "evaluate", "inspect_data"}
 ENTRY_POINTS |= {"__main__"}
 
