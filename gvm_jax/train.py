@@ -22,12 +22,17 @@ from etils import epath
 from gvm_jax import command, report
 from gvm_jax.config import ConfigError, validate
 from gvm_jax.rewards import VerifierFailure
-from gvm_jax.runtime import distributed
+from gvm_jax.rewards.verifiers import is_path
+from gvm_jax.runtime import collectives, distributed
+from gvm_jax.runtime.about import record_about
 from gvm_jax.runtime.checkpoint import Checkpointer
 from gvm_jax.runtime.compilation_cache import keep_programs
+from gvm_jax.runtime.compilations import compilations
+from gvm_jax.runtime.live import LiveLine, plain_warnings
 from gvm_jax.runtime.owner import Owner
 from gvm_jax.runtime.preemption import EXIT_CODE, Preempted, StopSignal
 from gvm_jax.runtime.profile import StepTrace, parse_steps
+from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.runtime.workdir import Workdir, check_workdir, record_config
 from gvm_jax.training import fingerprints
@@ -61,7 +66,9 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
         stop = stack.enter_context(StopSignal())
         owner = stack.enter_context(Owner(workdir))
         check_workdir(workdir, config)
-        trainer = stack.enter_context(Trainer(config, stop.check))
+        live = LiveLine(config.steps, collectives.is_first(), compiling=compilations().compiling)
+        stack.enter_context(live).phase("reading model and data")
+        trainer = stack.enter_context(Trainer(config, stop.check, live))
         owner.take()  # not before: a run that cannot start leaves no trace
         check_workdir(workdir, config)  # another run may have made it meanwhile
         first = jax.process_index() == 0
@@ -79,6 +86,7 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
             raise ConfigError(f"steps = {config.steps}: {totals.steps} are done in {workdir}; set more, or as many")
         if first:
             changes = record_config(files, config, totals.steps)
+            record_about(files.path)
             print(*describe_resume(resume_step, changes), "", sep="\n", flush=True)
             if totals.steps == config.steps:
                 print(f"complete: {totals.steps} steps are done; raise --config.steps or use another --workdir")
@@ -87,7 +95,8 @@ def train(config, workdir: os.PathLike[str], profile: str = "") -> None:
             stack.callback(lambda: tracker.close(complete=totals.steps >= config.steps))
         limit = config.optimizer.max_skipped_updates
         samples = SampleTexts(trainer.prompts, trainer.sampler.endings, config.journal.samples)
-        journal = Journal(files.local, config.steps, totals, limit, resume_step, first, tracker, samples)
+        progress = ProgressPrinter(config.steps, first, scores=is_path(config.rewards.function), live=live)
+        journal = Journal(files.local, progress, totals, limit, resume_step, first, tracker, samples)
         stack.callback(journal.close)
         steps = parse_steps(profile, totals.steps, config.steps) if first else range(0)
         trace = StepTrace(steps, files.local / "profile", f"{workdir}/profile")
@@ -159,6 +168,7 @@ def main() -> None:
     """Parse flags, train, report."""
     config = command.config()
     logging.set_verbosity(logging.WARNING)
+    plain_warnings()
     # Errors of the start; the others are caught inside, where all processes hear them.
     with command.one_line(), distributed.start(config.distributed):
         run_and_report(config, epath.Path(command.workdir()), flags.FLAGS.profile)

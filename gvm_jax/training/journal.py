@@ -10,6 +10,7 @@ import psutil
 from absl import logging
 
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
+from gvm_jax.runtime.about import memory_metrics
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker
@@ -94,6 +95,7 @@ def step_scalars(graded: GradedRollouts, metrics: StepMetrics, seconds: dict[str
         "seconds/rollout_prefill": graded.stats.prefill_seconds,
         "seconds/rollout_idle": graded.stats.idle_seconds,
         "host/resident_bytes": psutil.Process().memory_info().rss,
+        **memory_metrics(),
     }
 
 
@@ -113,7 +115,7 @@ class Journal:
 
     Args:
       workdir: folder of the run.
-      steps: steps of the whole run.
+      progress: prints a line a step.
       totals: where the run stands; changed in place.
       max_skipped: updates left out in a row at which `step` raises.
       resume_step: the checkpoint that the run goes on from; None = from the start.
@@ -125,7 +127,7 @@ class Journal:
     def __init__(
         self,
         workdir: pathlib.Path,
-        steps: int,
+        progress: ProgressPrinter,
         totals: Totals,
         max_skipped: int,
         resume_step: int | None,
@@ -138,8 +140,9 @@ class Journal:
         self._writer = MetricsWriter(workdir, resume_step, active, tables=("evaluation", "allocation", "samples"))
         self._samples = samples if samples and samples.limit and active else None
         self._tracker = tracker
-        self._progress = ProgressPrinter(steps, active)
+        self._progress = progress
         self._line: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}  # of the last step, by phase
         self._warned = False
         self._recent: collections.deque[Diagnostics] = collections.deque(maxlen=ADVICE_STEPS)
         self.accuracy: dict[int, float] = {}  # held out, by step
@@ -202,7 +205,7 @@ class Journal:
           FloatingPointError: too many updates in a row were not finite; the step is recorded and its batch kept.
         """
         self.totals.add(graded, metrics, updates, seconds)
-        self._line = step_scalars(graded, metrics, seconds)
+        self._line, self._seconds = step_scalars(graded, metrics, seconds), seconds
         step = self.totals.steps
         self._write(step, {**self._line, **self.totals.scalars()})
         self._writer.write_rows("allocation", step, allocation_columns(prompt_ids, metrics))
@@ -267,5 +270,6 @@ class Journal:
             rollouts=totals.rollouts,
             tokens=totals.sampled_tokens,
             updates=totals.updates,
-            seconds=sum(spent for name, spent in line.items() if name.startswith("seconds/")),
+            seconds=sum(spent for phase, spent in self._seconds.items() if phase != "compile"),
+            compile_seconds=self._seconds.get("compile", 0.0),
         )

@@ -21,6 +21,8 @@ from gvm_jax.rollout.policy import Policy, SampleStats
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime import collectives
+from gvm_jax.runtime.compilations import compilations
+from gvm_jax.runtime.live import LiveLine
 from gvm_jax.runtime.mesh import make_mesh
 from gvm_jax.runtime.preemption import Preempted
 from gvm_jax.runtime.timing import PhaseTimer
@@ -76,10 +78,14 @@ class Sampler(contextlib.AbstractContextManager):
     Args:
       config: validated.
       check_interrupt: called between blocks of sampling; may raise to give up.
+      live: shows phases and sampled tokens.
     """
 
-    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
-        self.config, self.timer, self.check_interrupt = config, PhaseTimer(), check_interrupt
+    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None, live: LiveLine | None = None):
+        self.config, self.timer = config, PhaseTimer(compilations().seconds)
+        self.check_interrupt, self.live = check_interrupt, live
+        if live:
+            self.timer.on_phase = live.phase
         folder = model_folder(config.model.path)
         self.folder, network = folder, Qwen2Config.from_folder(folder)
         self.tokenizer = load_tokenizer(str(folder))
@@ -154,7 +160,7 @@ class Sampler(contextlib.AbstractContextManager):
         """
         work = counts if expected_lengths is None else counts * np.maximum(expected_lengths, 1.0)
         counts = np.where(collectives.share(work), counts, 0)
-        grading = _Grading(self, prompts, ids, counts, first_sample, on_graded)
+        grading = _Grading(self, policy, prompts, ids, counts, first_sample, on_graded)
         rollouts, verdicts, stopped = None, [], None
         try:
             with self.timer(phases[0]):
@@ -193,8 +199,8 @@ class Sampler(contextlib.AbstractContextManager):
 class _Grading:
     """The samples of one call: each goes to the grader as it ends, and to `on_graded` once its verdict is there."""
 
-    def __init__(self, sampler: Sampler, prompts: PromptSet, ids, counts, first_sample, on_graded):
-        self._sampler, self._prompts, self._on_graded = sampler, prompts, on_graded
+    def __init__(self, sampler: Sampler, policy: Policy, prompts: PromptSet, ids, counts, first_sample, on_graded):
+        self._sampler, self._policy, self._prompts, self._on_graded = sampler, policy, prompts, on_graded
         group = np.repeat(np.arange(len(ids)), counts)
         self._row_ids, self._row_positions = ids[group], prompts.positions_of(ids)[group]
         numbers = np.arange(len(group)) - (np.cumsum(counts) - counts)[group]
@@ -218,6 +224,8 @@ class _Grading:
 
     def between_blocks(self) -> None:
         self.deliver()
+        if self._sampler.live:
+            self._sampler.live.tokens(self._policy.stats.sampled_tokens)
         self._sampler.check_interrupt()
 
 

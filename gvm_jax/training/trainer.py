@@ -21,6 +21,7 @@ from gvm_jax.rewards.scores import group_answers, ks, majority, pass_at_k
 from gvm_jax.rollout.policy import Policy
 from gvm_jax.runtime import collectives
 from gvm_jax.runtime.keys import run_key
+from gvm_jax.runtime.live import LiveLine
 from gvm_jax.runtime.mesh import describe_devices, put
 from gvm_jax.training.sampler import GradedRollouts, GradedSample, Sampler
 from gvm_jax.training.state import TrainState
@@ -42,12 +43,13 @@ class Trainer(contextlib.AbstractContextManager):
     Args:
       config: validated.
       check_interrupt: called between blocks of sampling; may raise to give up.
+      live: shows phases and sampled tokens.
     """
 
-    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None):
+    def __init__(self, config, check_interrupt: Callable[[], None] = lambda: None, live: LiveLine | None = None):
         self.config = config
         Allocator.from_config(config.allocation)  # its fields must suit the strategy
-        self.sampler = sampler = Sampler(config, check_interrupt)
+        self.sampler = sampler = Sampler(config, check_interrupt, live)
         self.timer = sampler.timer
         with contextlib.ExitStack() as stack:
             stack.enter_context(sampler)
@@ -133,7 +135,7 @@ class Trainer(contextlib.AbstractContextManager):
         """Scores of k = `evaluation.samples` samples of each held-out prompt, with the same random numbers every time.
 
         Returns:
-          "accuracy", which is avg@k; for k > 1 "pass@2", "pass@4", ... and "maj@k" too.
+          "accuracy", which is avg@k, and "questions", their number; for k > 1 "pass@2", "pass@4", ... and "maj@k" too.
         """
         samples = self.config.evaluation.samples
         answers = collections.defaultdict(lambda: [None] * samples)  # of the prompts that this process samples
@@ -151,7 +153,7 @@ class Trainer(contextlib.AbstractContextManager):
         correct = np.bincount(graded.rollouts.group, graded.scores > 0, len(self.held_out))
         passed = {f"pass@{k}": float(pass_at_k(correct, samples, k).mean()) for k in ks(samples) if k > 1}
         voted = {f"maj@{samples}": self._majority(list(answers.values()))} if samples > 1 else {}
-        return {"accuracy": float(graded.scores.mean()), **passed, **voted}
+        return {"accuracy": float(graded.scores.mean()), "questions": len(self.held_out), **passed, **voted}
 
     def _majority(self, verdicts: Sequence[Sequence[Verdict]]) -> float:
         """maj@k over all processes, each of which has the verdicts of whole prompts."""

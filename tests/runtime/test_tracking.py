@@ -10,6 +10,7 @@ import pytest
 from configs import quickstart
 from gvm_jax import train as train_module
 from gvm_jax.config import ConfigError
+from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker, load_wandb
 from gvm_jax.training.journal import Journal, Totals
 
@@ -56,7 +57,7 @@ def test_steps_and_evaluations_go_there_under_tensorboards_names(wandb, config, 
     (tmp_path / "runs/mine").mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     tracker = Tracker(wandb, "runs/mine/", tmp_path, config)
-    journal = Journal(tmp_path, 3, Totals(), 5, None, active=True, tracker=tracker)
+    journal = Journal(tmp_path, ProgressPrinter(3, active=False), Totals(), 5, None, active=True, tracker=tracker)
     journal.evaluation(0, {"accuracy": 0.25}, {"evaluation": 2.0})
     journal._write(1, {"reward/mean": np.float32(0.5), "train/loss": math.nan})
     journal.close()

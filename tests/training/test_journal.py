@@ -9,6 +9,7 @@ from gvm_jax.allocation.allocator import AllocationInfo
 from gvm_jax.allocation.diagnostics import Diagnostics
 from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.runtime.metrics import read_rows
+from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.training.journal import Journal, Totals, step_scalars
 from gvm_jax.training.sampler import GradedRollouts
 from gvm_jax.training.step import StepMetrics
@@ -29,7 +30,7 @@ def make_diagnostics(**values) -> Diagnostics:
     ],
 )
 def test_counts_that_do_worse_than_equal_ones_are_warned_of_with_the_likely_cause(values, cause, tmp_path, caplog):
-    journal = Journal(tmp_path, 50, Totals(), 5, None, active=False)
+    journal = Journal(tmp_path, ProgressPrinter(50, active=False), Totals(), 5, None, active=False)
     for step in range(1, 21):
         journal._advise(step, make_diagnostics(measured_gain=0.8, **values))
     messages = [record.getMessage() for record in caplog.records]
@@ -64,7 +65,7 @@ def test_too_many_updates_left_out_stop_the_run_with_the_batch_kept(make_rollout
     rollouts = make_rollouts([1, 2])
     graded = GradedRollouts(rollouts, np.ones(3, np.float32), np.zeros(3, np.int32), SampleStats())
     ids = np.array([7, 9], np.int32)
-    journal = Journal(tmp_path, 50, Totals(), 5, None, active=True)
+    journal = Journal(tmp_path, ProgressPrinter(50, active=False), Totals(), 5, None, active=True)
     bad = {"loss": np.float32(np.nan), "gradient_norm": np.float32(np.inf), "skipped_updates": np.int32(3)}
     scalar_fields = ("clip_fraction", "entropy", "kl", "mismatch", "max_mismatch", "packing_efficiency")
     bad |= {name: np.float32(0) for name in scalar_fields}

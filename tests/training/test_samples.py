@@ -11,6 +11,7 @@ from gvm_jax.data import PromptSet
 from gvm_jax.rollout.policy import SampleStats
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
+from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.training.journal import Journal, Totals
 from gvm_jax.training.sampler import STATUSES, GradedRollouts
 from gvm_jax.training.samples import SampleTexts, spread
@@ -75,7 +76,7 @@ def test_resuming_cuts_the_samples_of_later_steps_even_where_no_more_are_written
             for table in tables:
                 writer.write_rows(table, step, {"response": [f"</script> of {step}", "\ud800 \u2028"]})
     kept = {table: (tmp_path / f"{table}.jsonl").read_bytes().splitlines(keepends=True)[:2] for table in tables}
-    Journal(tmp_path, 5, Totals(), 5, 2, active=True, samples=texts(limit)).close()
+    Journal(tmp_path, ProgressPrinter(5, active=False), Totals(), 5, 2, active=True, samples=texts(limit)).close()
     for table in tables:
         assert (tmp_path / f"{table}.jsonl").read_bytes() == b"".join(kept[table])
         assert read_rows(tmp_path, table)[1] == {"step": 2, "response": ["</script> of 2", "\ud800 \u2028"]}
