@@ -286,7 +286,7 @@ def test_an_installed_package_trains_the_quickstart_in_an_empty_folder(tmp_path)
     # The files of a wheel, by the same command of setuptools that fills one; it needs no other package.
     build = [sys.executable, "setup.py", "-q", "build", f"--build-lib={site}"]
     subprocess.run(build, cwd=source, check=True, capture_output=True)
-    flags = ["--config.steps=2", "--config.evaluation.prompts=16", "--config.rollouts_per_step=128"]
+    flags = ["--config.steps=2", "--config.evaluation.path=", "--config.rollouts_per_step=128"]
     environ = environment() | {"PYTHONPATH": str(site), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "gvm_jax", "train", *flags], cwd=empty, env=environ, capture_output=True, text=True
