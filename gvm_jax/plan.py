@@ -12,7 +12,7 @@ from absl import flags, logging
 
 from gvm_jax import command, planner
 from gvm_jax.errors import InputError
-from gvm_jax.planner.tables import seconds
+from gvm_jax.planner.tables import render, seconds
 from gvm_jax.planner.topologies import Topology
 
 FITS, DOES_NOT_FIT = 0, 1  # and 2 for wrong flags
@@ -46,7 +46,7 @@ def main() -> None:
         arguments = {"topology": topology, "assumptions": assumptions, "progress": _progress}
         if not _SEARCH.value:
             plan = planner.plan(command.config(), **arguments)
-            print(plan)
+            print(render(plan))
             sys.exit(FITS if plan.fits else DOES_NOT_FIT)
         plans = planner.search(command.config(), **arguments)
     except (InputError, OSError) as error:  # not 1, which says that it does not fit
@@ -56,7 +56,7 @@ def main() -> None:
         sys.exit(DOES_NOT_FIT)
     for plan in plans:
         print(f"{seconds(plan.step_seconds):>8} s a step  {plan.run.flags}")
-    print(plans[0])
+    print(render(plans[0]))
     print(f"fastest: {plans[0].run.flags}")
 
 

@@ -16,6 +16,7 @@ from gvm_jax.data import Row, build_prompts
 from gvm_jax.models.logprobs import response_logprobs
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.rewards import Verdict
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.gradient_norms import GradientNormSettings, measured_parts, per_sample_gradient_norms
@@ -81,7 +82,7 @@ class Reasoner(contextlib.AbstractContextManager):
         if dropped := sorted(set(range(len(problems))) - set(prompts.ids.tolist())):
             raise ValueError(f"problem {dropped[0]} has more than data.max_prompt_tokens = {data.max_prompt_tokens}")
         temperature = self.config.rollout.temperature if temperature is None else temperature
-        policy = self.sampler.engine.load(self.params)
+        policy = Policy(self.sampler.engine, self.params)
         key = run_key(seed, "rollouts", 0)
         return policy.sample(prompts.tokens, prompts.ids, np.asarray(counts, np.int32), key, temperature)
 

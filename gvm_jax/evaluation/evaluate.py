@@ -20,6 +20,7 @@ from gvm_jax.evaluation.scores import summarize
 from gvm_jax.evaluation.store import SampleStore
 from gvm_jax.models.qwen2 import Params
 from gvm_jax.models.sharding import param_shardings
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.runtime.checkpoint_files import best_step, restore_subtree
 from gvm_jax.runtime.checksums import checksum
 from gvm_jax.runtime.mesh import describe_devices
@@ -79,7 +80,7 @@ def evaluate(
             print(*_describe(sampler, data_sets, weights, trained), f"workdir   {workdir}", "", sep="\n", flush=True)
         held = [params]
         del params  # the policy's may be a copy in another type
-        load_policy = functools.cache(lambda: sampler.engine.load(held.pop()))
+        load_policy = functools.cache(lambda: Policy(sampler.engine, held.pop()))
         summaries, begin = {}, time.perf_counter()
         for name, prompts in data_sets.items():
             records = draw(sampler, load_policy, prompts, stores[name], name)

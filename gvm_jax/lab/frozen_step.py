@@ -13,6 +13,7 @@ from gvm_jax.allocation.allocator import Allocator
 from gvm_jax.allocation.statistics import PromptStatistics
 from gvm_jax.allocation.strategy import Progress, Strategy
 from gvm_jax.config import ConfigError, OnResume, flat, on_resume
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.checkpoint_files import restore_subtree
 from gvm_jax.runtime.checksums import checksum
@@ -135,7 +136,7 @@ class FrozenPolicy:
 
     @functools.cached_property
     def _policy(self):
-        return self._run.sampler.engine.load(self.params)
+        return Policy(self._run.sampler.engine, self.params)
 
     def sample(self, prompt_ids: Int[np.ndarray, " m"], samples: int) -> tuple[Rollouts, Float[np.ndarray, " N"]]:
         """Rollouts and scores of `samples` samples of each prompt, those first that the run would draw."""

@@ -2,20 +2,17 @@
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from gvm_jax.planner.abstract_run import AbstractRun
 from gvm_jax.planner.estimates import decode_temporaries, norm_temporaries, train_temporaries
+from gvm_jax.planner.planner import Plan
 from gvm_jax.rollout.pages import least_pages
 from gvm_jax.training.batch_sizes import micro_batches
-
-if TYPE_CHECKING:
-    from gvm_jax.planner.planner import Plan
 
 GIB = 2**30
 
 
-def advice(plan: "Plan") -> list[str]:
+def advice(plan: Plan) -> list[str]:
     """Changes, a line each, those that free most first; nothing where the plan fits."""
     if plan.fits:
         return []
@@ -54,7 +51,7 @@ def _with_present(run: AbstractRun, field: str, value: object) -> str:
     return f"{value} (now {present.get(field, run.config.to_dict()[field.split('.')[0]][field.split('.')[1]])})"
 
 
-def _changes(plan: "Plan") -> Iterator[tuple[dict[str, object], str]]:
+def _changes(plan: Plan) -> Iterator[tuple[dict[str, object], str]]:
     """(fields and their new values, reason) of everything that may free memory; not all of it can be built."""
     run, config = plan.run, plan.run.config
     data, fsdp, tensor = (run.mesh.shape[axis] for axis in ("data", "fsdp", "tensor"))

@@ -11,7 +11,6 @@ from ml_collections import ConfigDict
 
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.sharding import BATCH_AXES
-from gvm_jax.planner import tables
 from gvm_jax.planner.abstract_run import AbstractRun, Assumptions, replicated_arrays
 from gvm_jax.planner.estimates import decode_temporaries, train_temporaries
 from gvm_jax.planner.hlo import Shape, parse
@@ -43,14 +42,11 @@ class ProgramPlan:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Of a config on a topology. `print(plan)` shows it as tables, with advice where it does not fit."""
+    """Of a config on a topology. `tables.render` shows it, with advice where it does not fit."""
 
     run: AbstractRun
     programs: tuple[ProgramPlan, ...]
     replicated: tuple[tuple[str, int], ...]  # (path, bytes) of the train step's arrays above 1 MB held whole everywhere
-
-    def __str__(self) -> str:
-        return tables.render(self)
 
     @property
     def capacity(self) -> float:

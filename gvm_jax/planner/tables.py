@@ -1,23 +1,20 @@
 """A plan as tables and lines for a person."""
 
 import io
-from typing import TYPE_CHECKING
 
 import jax
 from rich.console import Console
 from rich.table import Table
 
 from gvm_jax.planner.advice import advice
-
-if TYPE_CHECKING:
-    from gvm_jax.planner.planner import Plan, ProgramPlan
+from gvm_jax.planner.planner import Plan, ProgramPlan
 
 GIB, MIB = 2**30, 2**20
 TARGET = 1.4  # compiled operations over those of the model, with remat
 MOST_COLLECTIVES, MOST_ARRAYS = 8, 6  # that are shown by name
 
 
-def render(plan: "Plan") -> str:
+def render(plan: Plan) -> str:
     """All of it."""
     console = Console(file=io.StringIO(), width=250)
     tables = [memory_table(plan)]
@@ -28,7 +25,7 @@ def render(plan: "Plan") -> str:
     return "\n".join([_header(plan), console.file.getvalue().rstrip(), *summary(plan)])
 
 
-def _header(plan: "Plan") -> str:
+def _header(plan: Plan) -> str:
     run, settings = plan.run, plan.run.engine.settings
     count = sum(x.size for x in jax.tree.leaves(run.model.abstract_params))
     parameters = f"{count / 1e9:.2f} G" if count >= 1e8 else f"{count / 1e6:.1f} M"
@@ -54,7 +51,7 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def memory_table(plan: "Plan") -> Table:
+def memory_table(plan: Plan) -> Table:
     """GiB on a device, or MiB of a tiny model; a row a program."""
     unit, name = (GIB, "GiB") if max(program.total for program in plan.programs) >= GIB / 2 else (MIB, "MiB")
     estimated = "" if plan.run.topology.compiles else " (estimated)"
@@ -73,7 +70,7 @@ def memory_table(plan: "Plan") -> Table:
     return table
 
 
-def cost_table(plan: "Plan") -> Table:
+def cost_table(plan: Plan) -> Table:
     """Operations, traffic and time of one run, a row a program."""
     table = _table(
         "One run of a program, on a chip", "program", "TFLOP compiled", "of the model", "ratio", "GB memory",
@@ -93,13 +90,13 @@ def cost_table(plan: "Plan") -> Table:
     return table
 
 
-def collective_tables(plan: "Plan") -> list[Table]:
+def collective_tables(plan: Plan) -> list[Table]:
     """The largest collectives of the train step and of the decode block that a step runs most."""
     shown = "train step", f"decode {plan.run.width}"
     return [_collectives(p) for p in plan.programs if p.name in shown and p.costs and p.costs.collectives]
 
 
-def _collectives(program: "ProgramPlan") -> Table:
+def _collectives(program: ProgramPlan) -> Table:
     collectives = program.costs.collectives
     title = f"Collectives of a {program.name}: {sum(c.count for c in collectives):.0f} runs"
     table = _table(title, "kind", "array", "chips", "MB each", "runs", "GB passed on")
@@ -112,7 +109,7 @@ def _collectives(program: "ProgramPlan") -> Table:
     return table
 
 
-def summary(plan: "Plan") -> list[str]:
+def summary(plan: Plan) -> list[str]:
     """Conclusions from the tables, a line each; the last one says whether it fits."""
     run, lines, arrays = plan.run, [], plan.replicated
     if not run.topology.compiles:

@@ -14,7 +14,6 @@ from gvm_jax.models.sharding import check_axes, divisor, param_shardings, replic
 from gvm_jax.rollout import device
 from gvm_jax.rollout.inputs import make_batch, make_calls, stack
 from gvm_jax.rollout.paged_attention import PagedAttention, resolve_attention
-from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.rollouts import Samples
 from gvm_jax.rollout.scheduler import Scheduler
 from gvm_jax.rollout.settings import RolloutSettings
@@ -91,7 +90,7 @@ class RolloutEngine:
         """Shapes, dtypes and shardings of what a `Policy` holds; no weights where they are the training's own."""
         return {"weights": self._params if self._own_layout else {}, "cache": self._cache}
 
-    def load(self, params: Params) -> Policy:
+    def place(self, params: Params) -> Params:
         """The training parameters in the rollouts' layout and compute dtype, converted on the device.
 
         Where both are the training's own, no copy is made.
@@ -100,7 +99,7 @@ class RolloutEngine:
         if self._own_layout:
             params = self._to_own_layout(params)
         params = jax.device_put(params, self._shardings_everywhere)
-        return Policy(self, jax.tree.map(on_local_mesh, params, self._shardings))
+        return jax.tree.map(on_local_mesh, params, self._shardings)
 
     def new_cache(self) -> jax.Array:
         """An empty KV cache for all replicas of this process."""

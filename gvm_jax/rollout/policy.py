@@ -4,21 +4,19 @@ import dataclasses
 import itertools
 import time
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from gvm_jax.models.qwen2 import Params
+from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.inputs import make_batch, make_calls, make_copies, stack
 from gvm_jax.rollout.replicas import Replicas
 from gvm_jax.rollout.rollouts import Rollouts, Samples
 from gvm_jax.rollout.scheduler import PrefillChunk, Request, Scheduler
 from gvm_jax.rollout.settings import PREFILL_CHUNK
-
-if TYPE_CHECKING:
-    from gvm_jax.rollout.engine import RolloutEngine
 
 
 @dataclasses.dataclass
@@ -41,13 +39,18 @@ class SampleStats:
 
 
 class Policy:
-    """Parameters in the rollouts' layout, with the KV cache that they fill; made by `RolloutEngine.load`.
+    """Parameters in the rollouts' layout, with the KV cache that they fill. Drop it to free both.
 
-    Drop it to free both. `stats` are those of the last call of `sample`, also while it goes on.
+    Args:
+      engine: compiled at the first policy.
+      params: float32, as training holds them.
+
+    Attributes:
+      stats: of the last call of `sample`, also while it goes on.
     """
 
-    def __init__(self, engine: "RolloutEngine", params: Params):
-        self._engine, self._params, self._cache = engine, params, None
+    def __init__(self, engine: RolloutEngine, params: Params):
+        self._engine, self._params, self._cache = engine, engine.place(params), None
         self.stats = SampleStats()
 
     def sample(
@@ -136,7 +139,7 @@ class _Call:
 
     def __init__(
         self,
-        engine: "RolloutEngine",
+        engine: RolloutEngine,
         params: Params,
         key: Key[Array, ""],
         temperature: np.float32,

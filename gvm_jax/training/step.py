@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import struct
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
@@ -32,7 +31,7 @@ from gvm_jax.training.gradient_norms import (
 )
 from gvm_jax.training.objectives import Objective, SampleTerms, segment_sum
 from gvm_jax.training.state import TrainState, make_optimizer, state_shardings
-from gvm_jax.training.update import UpdateReport, run_updates
+from gvm_jax.training.update import UpdateReport, UpdateSettings, run_updates
 
 
 @struct.dataclass
@@ -76,33 +75,22 @@ class JittedStep(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainStep:
+class TrainStep(UpdateSettings):
     """The step's settings, its functions and their compiled forms. Nothing is compiled before its first call.
 
     `__call__`, `after_pilot`, `next_round` and `initial_state` are pure; `jitted`, `abstract_state` and `shardings`
     are what a run calls and a planner compiles for devices that are not there. Fields are named as in the config.
     """
 
-    model: Model
-    mesh: Mesh
-    optimizer: optax.GradientTransformation
-    objective: Objective
     allocator: Allocator
     norms: GradientNormSettings
     num_prompts: int  # rows of the training data; statistics are arrays of this size
-    prompts_per_step: int
     candidates_per_step: int  # prompts that a step's are chosen from
     rollouts_per_step: int
     pilot_samples: int  # 0 in online mode
     pilot_weight: float
-    updates_per_step: int
-    micro_batch: int
-    samples_per_row: int
-    logprob_chunk: int
-    temperature: float
     max_prompt_tokens: int
     max_new_tokens: int
-    seed: int
 
     @classmethod
     def from_config(cls, config, model: Model, mesh: Mesh, num_prompts: int) -> "TrainStep":

@@ -80,7 +80,7 @@ class Trainer(contextlib.AbstractContextManager):
           The state for `update` (pilots move its statistics and counts on), and the rollouts.
         """
         with self.timer("rollout"):
-            policy = self.sampler.engine.load(state.params)
+            policy = Policy(self.sampler.engine, state.params)
         if self.step.pilot_samples:
             return self._pilot_and_rest(policy, state)
         if self.step.allocator.strategy.rounds:
@@ -144,7 +144,7 @@ class Trainer(contextlib.AbstractContextManager):
             answers[sample.prompt_id][sample.number] = sample.verdict
 
         with self.timer("evaluation"):
-            policy = self.sampler.engine.load(state.params)
+            policy = Policy(self.sampler.engine, state.params)
         graded = self.sampler.sample(
             policy, self.held_out, self.held_out.ids, np.full(len(self.held_out), samples, np.int32),
             run_key(self.config.seed, "evaluation", 0), self.config.evaluation.temperature,

@@ -14,7 +14,7 @@ from gvm_jax.errors import InputError
 from gvm_jax.models.config import Qwen2Config
 from gvm_jax.models.packed_attention import segment_attention
 from gvm_jax.models.qwen2 import Model, UnstackedQwen2
-from gvm_jax.planner import Assumptions, plan, search
+from gvm_jax.planner import Assumptions, plan, render, search
 from gvm_jax.planner.abstract_run import AbstractRun, replicated_arrays
 from gvm_jax.planner.advice import advice
 from gvm_jax.planner.hlo import parse
@@ -119,7 +119,7 @@ def test_every_program_is_planned(made):
 
 
 def test_a_plan_is_printed(made):
-    text = str(made)
+    text = render(made)
     assert text.startswith(f"{TINY}: ") and text.splitlines()[-1].startswith("fits: ")
     for part in ("MiB of memory on a chip", "TFLOP compiled", "Collectives of a train step", "step: at least"):
         assert part in text
@@ -185,7 +185,7 @@ def test_replicated_arrays_are_found():
 
 def test_a_plan_that_does_not_fit_says_what_to_change(made):
     tight = with_run(made, topology=topology(memory=0.9 * max(p.total for p in made.programs)))
-    text = str(tight)
+    text = render(tight)
     assert not tight.fits and "does not fit: needs" in text and "change: --config." in text and "frees about" in text
     assert advice(made) == []
 
@@ -278,7 +278,7 @@ def test_a_gpu_is_estimated_with_the_attention_that_a_run_takes(name, kernels):
     fields = {"rollout__attention": name, "model__attention": "auto", "model__compute_dtype": "bfloat16"}
     made = plan(tiny_config(fsdp=2, **fields), "h100:2", assumptions=ASSUMED)
     assert [p.name for p in made.programs] == ["decode 8", "train step"] and made.fits and made.step_seconds is None
-    assert f"attention {kernels}; trained with attention cudnn" in str(made) and "\nestimate:" in str(made)
+    assert f"attention {kernels}; trained with attention cudnn" in render(made) and "\nestimate:" in render(made)
 
 
 def test_a_plan_that_cannot_be_made_is_refused_as_in_a_run_there():

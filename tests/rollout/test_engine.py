@@ -16,6 +16,7 @@ from gvm_jax.models.qwen2 import Model
 from gvm_jax.models.sharding import param_shardings
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.paged_attention import resolve_attention
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.settings import RolloutSettings
 
 GOLDEN = pathlib.Path(__file__).parent.parent / "models/golden"
@@ -49,7 +50,7 @@ def engine(tiny, mesh):
 
 @pytest.fixture(scope="module")
 def policy(engine, tiny):
-    return engine.load(tiny[1])
+    return Policy(engine, tiny[1])
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +101,7 @@ def test_behaviour_logprobs_equal_a_dense_forward_pass(rollouts, tiny):
     ids=str,
 )
 def test_layout_changes_no_token(tiny, mesh, rollouts, changes):
-    other = engine_of(tiny, mesh, **changes).load(tiny[1]).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+    other = Policy(engine_of(tiny, mesh, **changes), tiny[1]).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(other.tokens, rollouts.tokens)
     np.testing.assert_allclose(other.logprobs, rollouts.logprobs, atol=2e-5)
 
@@ -128,7 +129,7 @@ def test_device_count_changes_no_token(tiny, rollouts, test_mesh):
     for mesh, tensor, replicas in layouts:
         engine = engine_of(tiny, mesh, tensor=tensor, slots=2)
         assert engine.replicas == replicas
-        policy = engine.load(tiny[1])
+        policy = Policy(engine, tiny[1])
         other = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
         np.testing.assert_array_equal(other.tokens, rollouts.tokens)
         assert policy.stats.sampled_tokens == rollouts.response_lengths.sum()
@@ -146,7 +147,7 @@ def test_replicas_may_have_the_devices_in_another_order(tiny, test_mesh, monkeyp
 
     def sample():
         engine = RolloutEngine(model, mesh, RolloutSettings(**SETTINGS, tensor=2), (1, 7, 8, 9))
-        return engine.load(params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+        return Policy(engine, params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
 
     expected = sample()
     monkeypatch.setattr("gvm_jax.rollout.engine.replica_mesh", dealt)
@@ -157,7 +158,7 @@ def test_replicas_share_the_work(tiny, test_mesh):
     """Of 16 samples of one prompt, each of four replicas takes four: a quarter of the blocks of a single one."""
     blocks = []
     for mesh in (test_mesh(), test_mesh(data=4)):
-        policy = engine_of(tiny, mesh, stop_ids=(), slots=4).load(tiny[1])
+        policy = Policy(engine_of(tiny, mesh, stop_ids=(), slots=4), tiny[1])
         policy.sample(PROMPTS[:1], IDS[:1], np.array([16]), KEY, 1.0)
         blocks.append(policy.stats.decode_blocks)
     assert blocks == [16, 4]
@@ -165,7 +166,7 @@ def test_replicas_share_the_work(tiny, test_mesh):
 
 def test_nothing_is_compiled_after_the_first_call(engine, tiny, rollouts, compilations):
     """20 allocations, from one prompt that has all samples to one sample each, and other temperatures."""
-    policy = engine.load(tiny[1])
+    policy = Policy(engine, tiny[1])
     compiled = len(compilations)
     rng = np.random.default_rng(1)
     for i in range(20):
@@ -178,7 +179,7 @@ def test_a_batch_narrows_as_samples_run_out(tiny, mesh, rollouts):
     """Widths 16 and 8 take turns without a change of tokens."""
     engine = engine_of(tiny, mesh, slots=16)
     widths = []
-    policy = engine.load(tiny[1])
+    policy = Policy(engine, tiny[1])
     engine.compiled |= {
         name: lambda *args, name=name, function=function: (widths.append(int(name.split()[1])), function(*args))[1]
         for name, function in engine.compiled.items()
@@ -190,7 +191,7 @@ def test_a_batch_narrows_as_samples_run_out(tiny, mesh, rollouts):
 
 
 def test_pressure_is_counted_and_changes_no_token(tiny, mesh, rollouts):
-    tight = engine_of(tiny, mesh, pages=14).load(tiny[1])
+    tight = Policy(engine_of(tiny, mesh, pages=14), tiny[1])
     found = tight.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     np.testing.assert_array_equal(found.tokens, rollouts.tokens)
     assert tight.stats.preemptions > 0
@@ -216,7 +217,7 @@ def test_int8_weights_sample_a_policy_near_the_float_one(tiny, mesh):
     """Behaviour log-probs are those of the rounded weights: near, not equal, to the float model's."""
     model, params, _ = tiny
     engine = engine_of(tiny, mesh, weight_dtype="int8")
-    found = engine.load(params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
+    found = Policy(engine, params).sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
     args = found.tokens, found.prompt_lengths, found.response_lengths, 12, 1.0, 5
     rounded = Model(model.config, weight_dtype="int8")
     np.testing.assert_allclose(found.logprobs, response_logprobs(rounded.bind(quantize(params)), *args), atol=5e-5)
@@ -227,7 +228,7 @@ def test_int8_weights_sample_a_policy_near_the_float_one(tiny, mesh):
 def test_bfloat16_weights_are_cast_and_laid_out_by_layer(tiny, mesh):
     config = tiny[0].config
     engine = RolloutEngine(Model(config, "bfloat16"), mesh, RolloutSettings(**SETTINGS), (1, 7, 8, 9))
-    policy = engine.load(tiny[1])
+    policy = Policy(engine, tiny[1])
     assert {leaf.dtype for leaf in jax.tree.leaves(policy._params)} == {np.dtype("bfloat16")}
     assert set(policy._params["layers"]) == set(range(config.num_hidden_layers))
     found = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
@@ -239,7 +240,7 @@ def test_bfloat16_weights_are_cast_and_laid_out_by_layer(tiny, mesh):
 
 def test_greedy_samples_agree_and_follow_the_argmax(engine, tiny):
     model, params, _ = tiny
-    greedy = engine.load(params).sample(PROMPTS[3:4], IDS[3:4], np.array([2]), KEY, 0.0)
+    greedy = Policy(engine, params).sample(PROMPTS[3:4], IDS[3:4], np.array([2]), KEY, 0.0)
     np.testing.assert_array_equal(greedy.tokens[0], greedy.tokens[1])
     tokens = greedy.tokens[:1]
     positions = np.arange(tokens.shape[1])[None]
@@ -255,7 +256,7 @@ def test_masked_tokens_are_never_sampled(tiny, mesh, cuts):
     model, params, _ = tiny
     config = dataclasses.replace(model.config, masked_ids=(range(40), range(80, 96)))
     engine = RolloutEngine(Model(config), mesh, RolloutSettings(**{**SETTINGS, **cuts}), ())
-    policy, whole = engine.load(params), params
+    policy, whole = Policy(engine, params), params
     if cuts.get("weight_dtype") == "int8":
         model, whole = Model(model.config, weight_dtype="int8"), quantize(params)
     for temperature in (1.3, 0.0):
@@ -289,7 +290,7 @@ def test_an_interruption_leaves_the_engine_usable(engine, tiny, rollouts):
         if len(calls) == 3:
             raise InterruptedError
 
-    policy = engine.load(tiny[1])
+    policy = Policy(engine, tiny[1])
     with pytest.raises(InterruptedError):
         policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0, check_interrupt=interrupt)
     again = policy.sample(PROMPTS, IDS, COUNTS, KEY, 1.0)
@@ -339,6 +340,6 @@ def test_real_greedy_tokens_equal_transformers(qwen25, mesh):
     prompts = [golden[f"prompt_{i}"] for i in range(5)]
     settings = RolloutSettings(max_prompt_tokens=64, max_new_tokens=64, slots=5, page_size=16)
     engine = RolloutEngine(model, mesh, settings, stop_ids=())
-    greedy = engine.load(params).sample(prompts, np.arange(5), np.ones(5, np.int32), KEY, 0.0)
+    greedy = Policy(engine, params).sample(prompts, np.arange(5), np.ones(5, np.int32), KEY, 0.0)
     for i in range(5):
         np.testing.assert_array_equal(greedy.response(i), golden[f"greedy_{i}"])
