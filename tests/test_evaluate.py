@@ -70,6 +70,7 @@ def test_a_checkpoint_scores_what_training_said_of_it(trained, finished):
     accuracy, workdir, summaries = trained[1]["accuracy"], *finished
     scores = {name: score["mean"] for name, score in summaries["sums"]["scores"].items()}
     assert scores["avg@4"] == scores["pass@1"] == pytest.approx(accuracy) and 0 < accuracy < 1
+    assert trained[1].pop("questions") == summaries["sums"]["questions"] == 16
     assert trained[1] == {"accuracy": accuracy, **{name: scores[name] for name in ("pass@2", "pass@4", "maj@4")}}
     assert json.loads((workdir / "metrics.json").read_text()) == summaries
 
@@ -121,7 +122,7 @@ def test_changed_settings_are_refused_by_name(trained, finished):
 
 def test_the_best_step_is_the_newest_of_the_best_that_are_kept(trained):
     file = trained[0] / "evaluation.jsonl"
-    with pytest.raises(FileNotFoundError, match="accuracy is known"):
+    with pytest.raises(FileNotFoundError, match="known held-out accuracy"):
         best_step(trained[0])
     rows = [(1, 0.9), (2, 0.5), (3, 0.4)]
     lines = [json.dumps({"step": step, "accuracy": accuracy}) + "\n" for step, accuracy in rows]

@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import io
 import pathlib
 import warnings
 
@@ -10,11 +11,12 @@ import psutil
 from absl import logging
 
 from gvm_jax.allocation.diagnostics import Diagnostics, advice
+from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.about import memory_metrics
+from gvm_jax.runtime.files import write_atomically
 from gvm_jax.runtime.metrics import MetricsWriter, read_rows
 from gvm_jax.runtime.progress import ProgressPrinter
 from gvm_jax.runtime.tracking import Tracker
-from gvm_jax.training.guard import save_batch
 from gvm_jax.training.sampler import STATUSES, GradedRollouts
 from gvm_jax.training.samples import SampleTexts
 from gvm_jax.training.step import StepMetrics
@@ -273,3 +275,24 @@ class Journal:
             seconds=sum(spent for phase, spent in self._seconds.items() if phase != "compile"),
             compile_seconds=self._seconds.get("compile", 0.0),
         )
+
+
+def save_batch(
+    workdir: pathlib.Path, step: int, prompt_ids: np.ndarray, rollouts: Rollouts, rewards: np.ndarray
+) -> pathlib.Path:
+    """Writes a step's batch to `skipped/step-N.npz`: the fields of Rollouts by name, rewards and prompt ids.
+
+    Args:
+      workdir: folder of the run.
+      step: number of the step.
+      prompt_ids: int32[m]; `rollouts.group` indexes it.
+      rollouts: numpy arrays.
+      rewards: float32[N].
+
+    Returns:
+      The file.
+    """
+    path, file = workdir / "skipped" / f"step-{step}.npz", io.BytesIO()
+    np.savez_compressed(file, prompt_ids=prompt_ids, rewards=rewards, **vars(rollouts))
+    write_atomically(path, file.getvalue())
+    return path
