@@ -70,7 +70,7 @@ def test_a_checkpoint_scores_what_training_said_of_it(trained, finished):
     accuracy, workdir, summaries = trained[1]["accuracy"], *finished
     scores = {name: score["mean"] for name, score in summaries["sums"]["scores"].items()}
     assert scores["avg@4"] == scores["pass@1"] == pytest.approx(accuracy) and 0 < accuracy < 1
-    assert trained[1].pop("questions") == summaries["sums"]["questions"] == 16
+    assert trained[1].pop("questions") == summaries["sums"]["questions"]
     assert trained[1] == {"accuracy": accuracy, **{name: scores[name] for name in ("pass@2", "pass@4", "maj@4")}}
     assert json.loads((workdir / "metrics.json").read_text()) == summaries
 

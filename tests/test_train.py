@@ -70,7 +70,7 @@ def edit_json(file, fields):
 def final_state(workdir):
     """Every array of the newest checkpoint, by its file's path: raw bytes tell of a single bit."""
     newest = max(int(p.name) for p in (workdir / "checkpoints").iterdir() if p.name.isdigit())
-    convert(workdir, workdir / "exported", "float32")
+    convert(workdir, workdir / "exported", "float32", overwrite=True)
     return newest, (workdir / "exported/model.safetensors").read_bytes()
 
 

@@ -56,7 +56,7 @@ def test_a_crash_between_the_final_file_and_the_end_of_the_parts_does_no_harm(tm
 def test_other_settings_are_refused_by_name(tmp_path):
     SampleStore(tmp_path, SETTINGS)
     SampleStore(tmp_path, SETTINGS)
-    with pytest.raises(ConfigError, match=r"Use another --workdir, or delete the folder\. Fields:\n  rollout\.top_p: 1\.0 -> 0\.9"):
+    with pytest.raises(ConfigError, match=r"or delete the folder\. Fields:\n  rollout\.top_p: 1\.0 -> 0\.9"):
         SampleStore(tmp_path, {"seed": 0, "rollout": {"top_p": 0.9, "stop_tokens": ("a",)}})
 
 

@@ -78,7 +78,7 @@ def test_the_report_holds_every_row(studied, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "problem"),
     [
-        ("best", "unknown strategy"),
+        ("best", "unknown; use one of"),
         ("vip", "allocation.min_samples = 1: must be >= 3"),
         ("gvm:allocation.min_samples=9", "rollouts_per_step = 128: must be >= .* = 144"),
     ],
