@@ -1,5 +1,6 @@
 """A whole run comes to the same on one device and on a mesh that splits data, parameters and tensors."""
 
+import os
 import subprocess
 
 import pytest
@@ -11,7 +12,7 @@ from tests.test_train import command, environment, without_times
 def run(workdir, size):
     """Metrics and allocation of a run on a mesh of `size` devices along each axis, in a process with so many."""
     flags = ["--config.steps=2", *(f"--config.mesh.{axis}={size}" for axis in ("data", "fsdp", "tensor"))]
-    xla_flags = f"--xla_force_host_platform_device_count={size**3} --xla_backend_optimization_level=0"
+    xla_flags = f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count={size**3}"  # the last one counts
     variables = environment() | {"XLA_FLAGS": xla_flags}
     done = subprocess.run(command(workdir, *flags), env=variables, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr[-3000:]

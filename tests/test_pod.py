@@ -74,7 +74,7 @@ class Machine:
             "CALLS": str(folder / "installed"),
             "PYTHON": str(folder / "python"),
             "POLL_SECONDS": "1",
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=2 --xla_backend_optimization_level=0",
+            "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} --xla_force_host_platform_device_count=2",  # the last one counts
         }
 
     def start(self, command, *flags, pod=POD, **options):
