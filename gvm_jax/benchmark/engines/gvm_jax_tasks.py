@@ -8,6 +8,7 @@ from gvm_jax_model import GvmJaxEngine, given_rollouts, logprobs_program, traini
 
 from gvm_jax.rollout.engine import RolloutEngine
 from gvm_jax.rollout.paged_attention import TILE
+from gvm_jax.rollout.policy import Policy
 from gvm_jax.rollout.settings import RolloutSettings
 from gvm_jax.runtime.keys import run_key
 from gvm_jax.training.gradient_norms import GradientNormSettings, per_sample_gradient_norms
@@ -21,7 +22,7 @@ class Rollouts(GvmJaxEngine):
         super().__init__(workload, devices=None)
         settings = RolloutSettings.from_config(self.config)
         engine = RolloutEngine(self.model, self.mesh, settings, workload["stop_ids"])
-        self.policy = engine.load(self.load())
+        self.policy = Policy(engine, self.load())
         self.prompts = [np.array(prompt, np.int32) for prompt in workload["prompts"]]
         # The bundled TPU kernel reads a prompt for each sample, the others for a tile of its samples.
         self.samples_per_read = 1 if engine.kernels == "tpu" else TILE
