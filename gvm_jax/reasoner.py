@@ -70,10 +70,15 @@ class Reasoner(contextlib.AbstractContextManager):
 
         Raises:
           DataError: a problem that cannot be a prompt, or one longer than `data.max_prompt_tokens`.
-          ValueError: other numbers of problems and counts.
+          ValueError: counts or a temperature that cannot be.
         """
-        if len(problems) != len(counts):
-            raise ValueError(f"{len(problems)} problems, but {len(counts)} counts: one is needed for each")
+        number = np.asarray(counts)
+        if isinstance(problems, str) or number.shape != (len(problems),):
+            raise ValueError(f"counts {number.shape}: must be a list with one for each of a list of problems")
+        if not np.issubdtype(number.dtype, np.integer) or (number < 0).any():
+            raise ValueError(f"counts = {list(counts)}: must be integers >= 0")
+        if temperature is not None and not 0 <= temperature < np.inf:
+            raise ValueError(f"temperature = {temperature}: must be >= 0, 0 for greedy")
         data = self.config.data
         rows = [Row(problem, "") for problem in problems]
         prompts = build_prompts(
@@ -92,6 +97,9 @@ class Reasoner(contextlib.AbstractContextManager):
 
     def grade(self, rollouts: Rollouts, reference_answers: Sequence[str]) -> list[Verdict]:
         """`rewards.function`'s verdict on each answer; `reference_answers[i]` is problem i's."""
+        problems = int(rollouts.group.max(initial=-1)) + 1
+        if len(reference_answers) < problems or not all(isinstance(text, str) for text in reference_answers):
+            raise ValueError(f"reference_answers: must be {problems} texts, one for each problem")
         references = [reference_answers[group] for group in rollouts.group]
         return self.sampler.grader.grade(self.texts(rollouts), references)
 

@@ -155,7 +155,8 @@ def next_command(config_path: str, given_workdir: str | None) -> str:
             return shlex.join([sys.executable, "-m", "gvm_jax.report", folder, this])
     overrides = []
     for flag, following in zip(sys.argv[1:], [*sys.argv[2:], "--"], strict=True):
-        if re.match(r"--?(no)?config\.", flag):
+        # The method is what the argument changes.
+        if re.match(r"--?(no)?config\.(?!allocation\.(strategy|options)|objective\.algorithm)", flag):
             overrides += [flag] if "=" in flag or following.startswith("-") else [flag, following]
     if given_workdir:
         overrides.append(f"--workdir={workdir}")

@@ -133,6 +133,8 @@ def allocate(
     Raises:
         ValueError: arrays of different shapes, values out of range, or a budget that the floors or caps do not allow.
     """
+    if not isinstance(strategy, Strategy):
+        raise ValueError(f"strategy = {strategy!r}: must be a strategy such as Gvm() or load_strategy('cures')()")
     p, norms = np.asarray(accept_rates, np.float32), np.asarray(gradient_norms, np.float32)
     if p.ndim != 1 or p.shape != norms.shape:
         raise ValueError(
@@ -140,11 +142,10 @@ def allocate(
         )
     if not ((p >= 0) & (p <= 1)).all() or not ((norms >= 0) & np.isfinite(norms)).all():
         raise ValueError("accept_rates must be in [0, 1], gradient_norms finite and not negative")
-    most = max_samples or budget
-    if not p.size * min_samples <= budget <= p.size * most:
-        raise ValueError(
-            f"budget = {budget}: must be from {p.size * min_samples} to {p.size * most} for {p.size} prompts"
-        )
+    least, most = p.size * min_samples, max_samples or budget
+    if int(budget) != budget or budget < least or budget > p.size * most:
+        allowed = f"an integer >= {least}" + (f" and <= {p.size * most}" if max_samples else "")
+        raise ValueError(f"budget = {budget}: must be {allowed} for {p.size} prompts")
     ones = jnp.ones(p.shape)
     sums = Sums.zeros(p.size).replace(trials=ones, successes=jnp.asarray(p))
     estimates = PromptEstimates(
