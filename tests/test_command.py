@@ -300,7 +300,9 @@ def test_an_installed_package_trains_the_quickstart_in_an_empty_folder(tmp_path)
 
 def test_next_is_what_was_not_run_yet(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "argv", ["train", "--config=configs/q.py", "--config.steps=3"])
+    monkeypatch.setattr(
+        sys, "argv", ["train", "--config=configs/q.py", "--config.steps=3", "--config.allocation.strategy=cures"]
+    )
 
     def run(folder):
         (tmp_path / folder).mkdir(parents=True)

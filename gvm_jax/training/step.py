@@ -22,6 +22,7 @@ from gvm_jax.models.sharding import BATCH_AXES, replicated
 from gvm_jax.rollout.rollouts import Rollouts
 from gvm_jax.runtime.cpu import compiler_options
 from gvm_jax.runtime.keys import run_key
+from gvm_jax.training.advantages import segment_sum
 from gvm_jax.training.batch_sizes import check_micro_batch
 from gvm_jax.training.gradient_norms import (
     GradientNormSettings,
@@ -29,7 +30,7 @@ from gvm_jax.training.gradient_norms import (
     per_sample_gradient_norms,
     wanted_samples,
 )
-from gvm_jax.training.objectives import Objective, SampleTerms, segment_sum
+from gvm_jax.training.objectives import Objective, SampleTerms
 from gvm_jax.training.state import TrainState, make_optimizer, state_shardings
 from gvm_jax.training.update import UpdateReport, UpdateSettings, run_updates
 
